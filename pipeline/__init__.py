@@ -1,0 +1,3 @@
+"""medhaul: haul public medical image collections onto a cluster."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,358 @@
+"""The config file: TOML read into frozen records. Whatever is unknown, of a wrong type or impossible is refused."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from pipeline.errors import ConfigError
+from pipeline.units import ByteSize, Duration, parse_duration, parse_size
+
+Content = Literal["original", "derived", "both"]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+ITEM_FIELDS = ("collection", "PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID")
+DEFAULT_PATH = "{collection}/{PatientID}/{StudyInstanceUID}/{Modality}_{SeriesInstanceUID}/{SOPInstanceUID}.dcm"
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Run(_Table, frozen=True):
+    """`[run]`."""
+
+    name: str
+
+
+class Storage(_Table, frozen=True):
+    """`[storage]`: shared storage. Relative paths are relative to the config file."""
+
+    root: str
+    logs: str = ""
+
+
+class SelectIdc(_Table, frozen=True):
+    """`[select.idc]`: every key given must hold (AND); values within a key are alternatives (OR)."""
+
+    content: Content
+    collections: tuple[str, ...] = ()
+    patients: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
+    crdc_series: tuple[str, ...] = ()
+    analysis_results: tuple[str, ...] = ()
+    licences: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    where: str = ""
+
+
+class Select(_Table, frozen=True):
+    """`[select]`: one source's selection."""
+
+    idc: SelectIdc
+
+
+class SourceIdc(_Table, frozen=True):
+    """`[sources.idc]`: endpoints of the NCI Imaging Data Commons and the index to plan from.
+
+    `index` is a Parquet file or `packaged` (from the installed idc-index-data); `release` pins the data release: `25`
+    or `25.0.5`, empty for whatever is installed. `mirror_endpoint` empty: no fail-over.
+    """
+
+    index: str = "packaged"
+    release: str = ""
+    s3_endpoint: str = "https://s3.amazonaws.com"
+    mirror_endpoint: str = "https://storage.googleapis.com"
+
+
+class Sources(_Table, frozen=True):
+    """`[sources]`."""
+
+    idc: SourceIdc = SourceIdc()
+
+
+class Archive(_Table, frozen=True):
+    """`[archive]`: all that, beside the items' content, decides an archive's bytes."""
+
+    name: str = "{group}"
+    group_by: Literal["collection", "licence", "run"] = "collection"
+    path: str = DEFAULT_PATH
+    max_bytes: ByteSize = ByteSize(0)
+    group_bytes: ByteSize = ByteSize(64 << 20)
+    cut_bytes: ByteSize = ByteSize(2 << 30)
+    block_bytes: ByteSize = ByteSize(4 << 20)
+    portable: bool = False
+
+
+class Shards(_Table, frozen=True):
+    """`[shards]`: how much one array task does. Never changes the archives' bytes.
+
+    `count` 0: as many as `target_bytes` asks for. A file costs as much as `file_cost` bytes.
+    """
+
+    count: int = 0
+    target_bytes: ByteSize = ByteSize(20 * 1000**3)
+    file_cost: ByteSize = ByteSize(300_000)
+
+
+class Limits(_Table, frozen=True):
+    """`[limits]`: politeness. `connections` to the site for the whole run, divided over `tasks` at a time."""
+
+    connections: int = 64
+    tasks: int = 4
+
+
+class Task(_Table, frozen=True):
+    """`[task]`: one array task. `cores` 0: all that the scheduler grants."""
+
+    cores: int = 0
+    memory: ByteSize = ByteSize(1 << 30)
+    scratch: str = ""
+    scratch_bytes: ByteSize = ByteSize(20 * 1000**3)
+    allow_shared_scratch: bool = False
+    verify_blocks: bool = True
+    attempts: int = 6
+    item_deadline: Duration = Duration(4 * 3600)
+    stall: Duration = Duration(60)
+    min_rate: ByteSize = ByteSize(1000)
+    start_jitter: Duration = Duration(5)
+
+
+class Local(_Table, frozen=True):
+    """`[local]`: the scheduler for machines without Slurm."""
+
+    jobs: int = 2
+    time_limit: Duration = Duration(0)
+    signal_lead: Duration = Duration(180)
+    kill_wait: Duration = Duration(30)
+
+
+class Config(_Table, frozen=True):
+    """A whole config file."""
+
+    run: Run
+    storage: Storage
+    select: Select
+    sources: Sources = Sources()
+    archive: Archive = Archive()
+    shards: Shards = Shards()
+    limits: Limits = Limits()
+    task: Task = Task()
+    local: Local = Local()
+
+
+# Endpoints are settings that the environment may override, so that mirrors, proxies and test servers need no edits.
+ENVIRONMENT = {
+    "MEDHAUL_IDC_S3_ENDPOINT": ("sources", "idc", "s3_endpoint"),
+    "MEDHAUL_IDC_MIRROR_ENDPOINT": ("sources", "idc", "mirror_endpoint"),
+    "MEDHAUL_IDC_INDEX": ("sources", "idc", "index"),
+}
+
+
+def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read and check a config file; relative paths in it become absolute.
+
+    Raises
+    ------
+    ConfigError
+        Naming the file, the key path and what is allowed.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file", hint="see configs/ for examples") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint="name a TOML config file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}", hint="save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}", hint="see https://toml.io for the syntax") from None
+    for variable, keys in ENVIRONMENT.items():
+        if environ.get(variable):
+            _set_key(data, keys, environ[variable])
+    config = parse_config(data, str(path))
+    return resolve_paths(config, path.resolve().parent)
+
+
+def parse_config(data: dict[str, Any], file: str) -> Config:
+    """Turn TOML data into a checked `Config`; pure. Raises `ConfigError`."""
+    try:
+        config = msgspec.convert(data, Config, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{file}: {_explain(str(error))}", hint="configs/reference.toml shows every option") from None
+    for key, problem in _impossible(config):
+        raise ConfigError(f"{file}: {key}: {problem}", hint="configs/reference.toml shows every option")
+    return config
+
+
+def resolve_paths(config: Config, base: Path) -> Config:
+    """Make the paths of a config absolute, relative ones against `base`; `~` is the user's home."""
+
+    def absolute(text: str) -> str:
+        return str((base / Path(text).expanduser()).resolve()) if text else ""
+
+    root = absolute(config.storage.root)
+    storage = Storage(root=root, logs=absolute(config.storage.logs) or str(Path(root) / "logs"))
+    idc = config.sources.idc
+    if idc.index != "packaged":
+        idc = msgspec.structs.replace(idc, index=absolute(idc.index))
+    task = msgspec.structs.replace(config.task, scratch=absolute(config.task.scratch))
+    return msgspec.structs.replace(config, storage=storage, sources=Sources(idc=idc), task=task)
+
+
+def _set_key(data: dict[str, Any], keys: tuple[str, ...], value: str) -> None:
+    table: Any = data
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            return  # parse_config reports the wrong type
+    table[keys[-1]] = value
+
+
+def _decode(kind: type, value: object) -> object:
+    try:
+        if kind is ByteSize:
+            return parse_size(value)
+        if kind is Duration:
+            return parse_duration(value)
+    except ValueError as error:
+        raise msgspec.ValidationError(str(error)) from None
+    raise NotImplementedError(kind)
+
+
+def _explain(message: str) -> str:
+    """Make msgspec's message name the key path first and, for an unknown key, the nearest allowed ones."""
+    text, _, where = message.partition(" - at `$")
+    where = where.rstrip("`").lstrip(".")
+    unknown = re.search(r"unknown field `(.*)`", text)
+    if unknown:
+        fields = _fields_at(where)
+        near = difflib.get_close_matches(unknown[1], fields, n=3, cutoff=0.5)
+        path = f"{where}.{unknown[1]}".lstrip(".")
+        said = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"{path}: unknown key{said} Allowed here: {', '.join(fields)}"
+    missing = re.search(r"missing required field `(.*)`", text)
+    if missing:
+        return f"{where}.{missing[1]}".lstrip(".") + ": required, but not given"
+    return f"{where}: {text[:1].lower()}{text[1:]}" if where else text
+
+
+def _fields_at(where: str) -> list[str]:
+    table: Any = Config
+    for key in filter(None, where.split(".")):
+        table = next((f.type for f in msgspec.structs.fields(table) if f.name == key), Config)
+    return [f.name for f in msgspec.structs.fields(table)]
+
+
+def _impossible(config: Config) -> list[tuple[str, str]]:
+    """List the (key path, problem) of values that have the right type but cannot be."""
+    found: list[tuple[str, str]] = []
+
+    def need(*, good: bool, key: str, problem: str) -> None:
+        if not good:
+            found.append((key, problem))
+
+    archive, task, limits = config.archive, config.task, config.limits
+    need(
+        good=NAME.fullmatch(config.run.name) is not None,
+        key="run.name",
+        problem=f"{config.run.name!r} must be 1 to 100 of A-Z a-z 0-9 . _ - and not start with a sign",
+    )
+    need(good=config.storage.root != "", key="storage.root", problem="must name a folder on shared storage")
+    for name, value in msgspec.structs.asdict(config.select.idc).items():
+        if isinstance(value, tuple):
+            need(good=all(value), key=f"select.idc.{name}", problem="has an empty value")
+    for key in ("s3_endpoint", "mirror_endpoint"):
+        url = getattr(config.sources.idc, key)
+        good = re.fullmatch(r"https?://[^/\s?#@]+(/[^\s?#]*)?", url) is not None or (url == "" and key != "s3_endpoint")
+        need(
+            good=good,
+            key=f"sources.idc.{key}",
+            problem=f"{url!r} must be an http:// or https:// URL without credentials",
+        )
+    need(
+        good=re.fullmatch(r"(\d+(\.\d+){0,2})?", config.sources.idc.release) is not None,
+        key="sources.idc.release",
+        problem="must look like '25' or '25.0.5'",
+    )
+    need(
+        good=NAME.fullmatch(archive.name.replace("{group}", "x")) is not None
+        and "{" not in archive.name.replace("{group}", ""),
+        key="archive.name",
+        problem="may hold A-Z a-z 0-9 . _ - and {group}",
+    )
+    for problem in path_template_problems(archive.path):
+        need(good=False, key="archive.path", problem=problem)
+    need(
+        good=archive.name != "" and (archive.group_by == "run" or "{group}" in archive.name),
+        key="archive.name",
+        problem="needs {group} unless group_by = 'run'",
+    )
+    need(
+        good=64 << 10 <= archive.block_bytes <= 64 << 20,
+        key="archive.block_bytes",
+        problem="must be 64 KiB to 64 MiB",
+    )
+    need(
+        good=archive.cut_bytes >= archive.block_bytes,
+        key="archive.cut_bytes",
+        problem="must be at least archive.block_bytes",
+    )
+    need(
+        good=archive.group_bytes <= archive.cut_bytes,
+        key="archive.group_bytes",
+        problem="must be at most archive.cut_bytes",
+    )
+    need(good=config.shards.count >= 0, key="shards.count", problem="must be 0 (automatic) or more")
+    need(good=config.shards.target_bytes > 0, key="shards.target_bytes", problem="must be more than 0")
+    need(good=1 <= limits.connections <= 1024, key="limits.connections", problem="must be 1 to 1024")
+    need(
+        good=1 <= limits.tasks <= limits.connections,
+        key="limits.tasks",
+        problem="must be 1 to limits.connections",
+    )
+    need(good=task.cores >= 0, key="task.cores", problem="must be 0 (all granted) or more")
+    need(good=task.memory >= 256 << 20, key="task.memory", problem="must be at least 256 MiB")
+    need(good=task.scratch_bytes > 0, key="task.scratch_bytes", problem="must be more than 0")
+    need(good=1 <= task.attempts <= 100, key="task.attempts", problem="must be 1 to 100")
+    need(good=task.stall >= 1, key="task.stall", problem="must be at least 1 s")
+    need(good=task.item_deadline >= task.stall, key="task.item_deadline", problem="must be at least task.stall")
+    need(good=1 <= config.local.jobs <= 1000, key="local.jobs", problem="must be 1 to 1000")
+    return found
+
+
+def path_template_problems(template: str) -> list[str]:
+    """Say why a path template cannot work; empty when it can. Pure.
+
+    Folders are filled from the manifest, the last component from the file, so that a frame's paths are known only from
+    content. SeriesInstanceUID must be among the folders: it alone keeps any two series apart.
+    """
+    problems = []
+    allowed = (*ITEM_FIELDS, "SOPInstanceUID")
+    fields = re.findall(r"\{([^{}]*)\}", template)
+    folders, _, last = template.rpartition("/")
+    if re.search(r"[^A-Za-z0-9._/{}-]", template) or re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", template)):
+        problems.append("may hold A-Z a-z 0-9 . _ - / and {fields}")
+    if unknown := [field for field in fields if field not in allowed]:
+        problems.append(f"unknown field {{{unknown[0]}}}; allowed: {', '.join(allowed)}")
+    if "{SeriesInstanceUID}" not in folders:
+        problems.append("its folders need {SeriesInstanceUID}")
+    if last != "{SOPInstanceUID}.dcm":
+        problems.append("must end in /{SOPInstanceUID}.dcm")
+    if "{SOPInstanceUID}" in folders:
+        problems.append("{SOPInstanceUID} may stand only in the last component")
+    if "}{" in template:
+        problems.append("fields of one component need a separator between them")
+    if any(part in {"", ".", "..", ".medhaul"} for part in template.split("/")):
+        problems.append("has an empty, '.' or '..' component, or the reserved '.medhaul'")
+    return problems
+
+
+CONTENTS: tuple[str, ...] = get_args(Content)

@@ -1,0 +1,99 @@
+"""Errors: what happened, what to do now, and the exit code of the process.
+
+Two families. `MedhaulError` ends a command and carries its exit code. `ItemError` ends one item (a DICOM series or an
+image) and never more than that: the task records its reason and goes on.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MedhaulError(Exception):
+    """Ends a command. `str()` says what happened to which thing; `hint` says what to do now."""
+
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ItemsFailedError(MedhaulError):
+    """Finished, but some items failed and are listed."""
+
+    exit_code = 3
+
+
+class UsageError(MedhaulError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 64
+
+
+class SiteUnavailableError(MedhaulError):
+    """An archive site, or a mirror of it, does not answer as it should."""
+
+    exit_code = 69
+
+
+class StorageError(MedhaulError):
+    """Scratch or shared storage is full, missing or not writable."""
+
+    exit_code = 73
+
+
+class InterruptedRunError(MedhaulError):
+    """Stopped by a signal or a time limit; everything finished is kept and `resume` goes on."""
+
+    exit_code = 75
+
+
+class CredentialsError(MedhaulError):
+    """Credentials are missing, refused, or kept in a file that others can read."""
+
+    exit_code = 77
+
+
+class ConfigError(MedhaulError):
+    """A config, manifest, receipt, journal or archive is not what it must be."""
+
+    exit_code = 78
+
+
+class ItemError(Exception):
+    """One item failed.
+
+    Parameters
+    ----------
+    reason
+        One of the words of `REASONS`: stable, for scripts.
+    message
+        For people: what was expected, what came, for which file.
+    transient
+        Whether asking again later may help.
+    """
+
+    def __init__(self, reason: str, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        if reason not in REASONS:
+            raise ValueError(f"unknown reason {reason!r}")
+        self.reason = reason
+        self.transient = transient
+
+
+REASONS = {
+    "withdrawn": "the site no longer has it (404 on site and mirror)",
+    "forbidden": "the site refuses it (401 or 403)",
+    "unavailable": "the site did not deliver in spite of retries",
+    "count": "more or fewer files than the manifest says",
+    "size": "more or fewer bytes than the manifest or the listing says",
+    "checksum": "the bytes do not have the hash that the site states",
+    "not-dicom": "the file is not DICOM",
+    "wrong-uid": "the DICOM file belongs to another series, or its UIDs are invalid",
+    "truncated": "the DICOM file ends before its pixel data does",
+    "malformed": "the DICOM file contradicts itself",
+    "duplicate": "two files of the item have the same SOPInstanceUID",
+    "empty": "the item has no files",
+    "internal": "a fault in medhaul; the log has the traceback",
+}

@@ -1,0 +1,91 @@
+"""The records that cross borders between rooms: frozen, typed, written as JSON.
+
+Words are those of docs/design.md. Nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class IdcLocation(msgspec.Struct, frozen=True, tag="idc", tag_field="source"):
+    """Where a series of the NCI Imaging Data Commons lies: `s3://{bucket}/{uuid}/*`.
+
+    `uuid` is the crdc_series_uuid: it names immutable content, so a missing object is withdrawn, not late.
+    """
+
+    bucket: str
+    uuid: str
+
+
+Location = IdcLocation  # a union as more sources come
+
+
+class Item(msgspec.Struct, frozen=True):
+    """A DICOM series or an image, as the planner selected it.
+
+    Attributes
+    ----------
+    number
+        Position in the manifest, from 0. The pieces of a cut item share it.
+    id
+        SeriesInstanceUID, or ISIC id.
+    path
+        Folder of its files in the archive, path-safe, no slash at the ends.
+    files, bytes
+        What the source states; -1 when it states nothing.
+    meta
+        The source's row about it, in the manifest's column order, as raw JSON array.
+    pieces
+        Over how many frames it is cut by file, in the order of the source's keys; 1 for nearly all.
+    """
+
+    number: int
+    id: str
+    path: str
+    files: int
+    bytes: int
+    location: Location
+    licence: str
+    pieces: int = 1
+    meta: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+class RemoteFile(msgspec.Struct, frozen=True):
+    """One object of a source's listing. `etag` without quotes; empty when the source gives none."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class RawFile(msgspec.Struct, frozen=True):
+    """A verified file on scratch.
+
+    Attributes
+    ----------
+    name
+        File name in the archive, without folder: `{SOPInstanceUID}.dcm`.
+    local
+        Path of the bytes on scratch.
+    size, sha256, md5
+        Of its bytes, computed while they came in.
+    key
+        The source's own name of it.
+    evidence
+        What its bytes were checked against, best first: `sha256`, `md5`, `etag-multipart`, `size`.
+    route
+        The endpoint it came from.
+    chain
+        Compression class chosen from its header; see `pipeline.archive.chains`.
+    """
+
+    name: str
+    local: str
+    size: int
+    sha256: str
+    md5: str
+    key: str
+    evidence: tuple[str, ...]
+    route: str
+    chain: str
