@@ -217,13 +217,10 @@ def _set_key(data: dict[str, Any], keys: tuple[str, ...], value: str) -> None:
 
 
 def _decode(kind: type, value: object) -> object:
-    try:
-        if kind is ByteSize:
-            return parse_size(value)
-        if kind is Duration:
-            return parse_duration(value)
-    except ValueError as error:
-        raise msgspec.ValidationError(str(error)) from None
+    if kind is ByteSize:
+        return parse_size(value)  # msgspec adds the key path to a ValueError
+    if kind is Duration:
+        return parse_duration(value)
     raise NotImplementedError(kind)
 
 
@@ -238,17 +235,30 @@ def _explain(message: str) -> str:
         path = f"{where}.{unknown[1]}".lstrip(".")
         said = f"; did you mean {' or '.join(near)}?" if near else ""
         return f"{path}: unknown key{said} Allowed here: {', '.join(fields)}"
+    if text.startswith("Invalid enum value"):
+        kind = next(
+            (f.type for f in msgspec.structs.fields(_table_at(where)) if f.name == where.rpartition(".")[2]), None
+        )
+        return f"{where}: {text[19:].replace('`', '')} is not allowed here; choose one of: {', '.join(get_args(kind))}"
     missing = re.search(r"missing required field `(.*)`", text)
     if missing:
         return f"{where}.{missing[1]}".lstrip(".") + ": required, but not given"
     return f"{where}: {text[:1].lower()}{text[1:]}" if where else text
 
 
-def _fields_at(where: str) -> list[str]:
+def _table_at(where: str) -> Any:
+    """Return the record that describes the innermost table on the way to `where`."""
     table: Any = Config
     for key in filter(None, where.split(".")):
-        table = next((f.type for f in msgspec.structs.fields(table) if f.name == key), Config)
-    return [f.name for f in msgspec.structs.fields(table)]
+        found = next((f.type for f in msgspec.structs.fields(table) if f.name == key), None)
+        if not (isinstance(found, type) and issubclass(found, _Table)):
+            break
+        table = found
+    return table
+
+
+def _fields_at(where: str) -> list[str]:
+    return [f.name for f in msgspec.structs.fields(_table_at(where))]
 
 
 def _impossible(config: Config) -> list[tuple[str, str]]:

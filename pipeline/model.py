@@ -26,8 +26,6 @@ class Item(msgspec.Struct, frozen=True):
 
     Attributes
     ----------
-    number
-        Position in the manifest, from 0. The pieces of a cut item share it.
     id
         SeriesInstanceUID, or ISIC id.
     path
@@ -36,19 +34,36 @@ class Item(msgspec.Struct, frozen=True):
         What the source states; -1 when it states nothing.
     meta
         The source's row about it, in the manifest's column order, as raw JSON array.
-    pieces
-        Over how many frames it is cut by file, in the order of the source's keys; 1 for nearly all.
     """
 
-    number: int
     id: str
     path: str
     files: int
     bytes: int
     location: Location
     licence: str
-    pieces: int = 1
     meta: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One line of the manifest: an item, or one piece of an item that is cut over several frames.
+
+    Attributes
+    ----------
+    number
+        Position of the item in the manifest, from 0; the pieces of a cut item share it.
+    frame
+        The frame of the run it belongs to, from 0.
+    piece, pieces
+        A cut item's files, in the order of the source's keys, are spread over `pieces` frames; this is the
+        `piece`-th, from 0. Nearly all items have one piece.
+    """
+
+    number: int
+    frame: int
+    piece: int
+    pieces: int
+    item: Item
 
 
 class RemoteFile(msgspec.Struct, frozen=True):
