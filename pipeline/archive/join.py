@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import BinaryIO
 
-from pipeline.archive.blocks import encode_block, write_stored_block
+from pipeline.archive.blocks import write_stored_block
 from pipeline.archive.index import catalogue_path
 from pipeline.archive.tar import END_OF_ARCHIVE, member_header, member_padding
 from pipeline.archive.xz import BlockSize, XzFormatError, stream_header, stream_tail
@@ -68,9 +68,8 @@ class ArchiveWriter:
         padding = bytes(member_padding(catalogue_size))
         total = len(header) + catalogue_size + len(padding)
         self._add(write_stored_block(self._out, [BytesIO(header), catalogue, BytesIO(padding)], total))
-        end = encode_block(END_OF_ARCHIVE, "A0", portable=True, verify=True)
-        self._out.write(end.data)
-        self._add(end.size)
+        # Stored, so that it is the same bytes whatever liblzma, and any change of a byte shows.
+        self._add(write_stored_block(self._out, [BytesIO(END_OF_ARCHIVE)], len(END_OF_ARCHIVE)))
         self._out.write(stream_tail(self._block_sizes(), len(self._blocks) // 2))
 
     def _add(self, size: BlockSize) -> None:

@@ -1,0 +1,115 @@
+"""Cutting: items into frames, frames into archives, archives into shards. Pure functions of sizes and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Piece(NamedTuple):
+    """One manifest entry to be: the `piece`-th of `pieces` of item `item`, in frame `frame`."""
+
+    item: int
+    piece: int
+    pieces: int
+    frame: int
+
+
+def count_pieces(size: int, files: int, cut_bytes: int) -> int:
+    """Over how many frames an item is cut: none longer than `cut_bytes` as planned, none without a file."""
+    return max(1, min(files, -(-size // cut_bytes)))
+
+
+def cut_frames(sizes: Sequence[tuple[int, int]], group_bytes: int, cut_bytes: int) -> list[Piece]:
+    """Cut one archive's items, given in order as (bytes, files), into frames numbered from 0.
+
+    Items of at least `group_bytes` are a frame each, or several; smaller neighbours share one until it holds
+    `group_bytes`.
+    """
+    pieces: list[Piece] = []
+    frame = -1
+    held = group_bytes  # bytes in the open group; full, so that the first item opens a frame
+    for item, (size, files) in enumerate(sizes):
+        size = max(size, 1)  # a source may state nothing
+        if size >= group_bytes:
+            count = count_pieces(size, files, cut_bytes)
+            pieces.extend(Piece(item, piece, count, frame + 1 + piece) for piece in range(count))
+            frame += count
+            held = group_bytes
+            continue
+        if held + size > group_bytes:
+            frame += 1
+            held = 0
+        pieces.append(Piece(item, 0, 1, frame))
+        held += size
+    return pieces
+
+
+def cut_volumes(sizes: Sequence[int], max_bytes: int) -> list[int]:
+    """Cut a group's items into archives of at most `max_bytes` each: the number of items in every one.
+
+    0: one archive. An item larger than `max_bytes` is an archive of its own.
+    """
+    if not sizes:
+        return []
+    if max_bytes <= 0:
+        return [len(sizes)]
+    volumes = [0]
+    held = 0
+    for size in sizes:
+        if volumes[-1] and held + size > max_bytes:
+            volumes.append(0)
+            held = 0
+        volumes[-1] += 1
+        held += size
+    return volumes
+
+
+def cut_shards(costs: Sequence[int], count: int) -> list[int]:
+    """Cut consecutive frames into at most `count` shards whose dearest is as cheap as can be: frames in each.
+
+    Every shard has a frame. Binary search over the bound that a greedy cut needs.
+    """
+    if not costs:
+        return []
+    count = max(1, min(count, len(costs)))
+    low, high = max(costs), sum(costs)
+    while low < high:
+        bound = (low + high) // 2
+        if _shards_needed(costs, bound) <= count:
+            high = bound
+        else:
+            low = bound + 1
+    return _fill_shards(costs, low, count)
+
+
+def _shards_needed(costs: Sequence[int], bound: int) -> int:
+    needed, held = 1, 0
+    for cost in costs:
+        if held + cost > bound:
+            needed += 1
+            held = 0
+        held += cost
+    return needed
+
+
+def _fill_shards(costs: Sequence[int], bound: int, count: int) -> list[int]:
+    """Fill shards in order up to `bound`; near the end, one frame each, so that there are exactly `count`."""
+    shards: list[int] = []
+    frames = held = 0
+    for position, cost in enumerate(costs):
+        spare = len(costs) - position > count - len(shards) - 1
+        if frames and (held + cost > bound or not spare):
+            shards.append(frames)
+            frames = held = 0
+        frames += 1
+        held += cost
+    shards.append(frames)
+    return shards
+
+
+def count_shards(costs: Sequence[int], wanted: int, total: int, target: int) -> int:
+    """How many shards one archive gets: its share of `wanted` among the run's `total` cost, or one per `target`."""
+    cost = sum(costs)
+    count = round(wanted * cost / total) if wanted and total else -(-cost // target)
+    return max(1, min(count, len(costs)))

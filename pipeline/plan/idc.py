@@ -1,0 +1,68 @@
+"""Planning from the IDC index: selected series become items with archive paths, in path order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from pipeline.config import ITEM_FIELDS, Config
+from pipeline.model import IdcLocation, Item
+from pipeline.plan.paths import compile_folder
+from pipeline.plan.source import Selected
+from pipeline.sources.idc_index import IdcIndex
+
+# The index column of each path template field.
+_COLUMN = {field: field for field in ITEM_FIELDS} | {"collection": "collection_id"}
+
+
+class IdcPlanSource:
+    """The IDC index, seen by the planner."""
+
+    name = "idc"
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._index = IdcIndex.open(config.sources.idc)
+        self.release = self._index.release
+        self.columns = list(self._index.column_types())
+
+    def select(self) -> Iterator[Selected]:
+        """Yield the selected series by group and path. Raises `ConfigError` when nothing is selected."""
+        selection = self._index.select(self._config.select.idc)
+        group_by = self._config.archive.group_by
+        fill = compile_folder(self._config.archive.path)
+        template_columns = [_COLUMN[field] for field in ITEM_FIELDS]
+        group_column = {"collection": "collection_id", "licence": "license_short_name", "run": ""}[group_by]
+        columns = [*template_columns, *([group_column] if group_column else [])]
+
+        def sort_keys() -> Iterator[tuple[int, str]]:
+            for number, *values in selection.scan(columns):
+                texts = ["" if value is None else str(value) for value in values]
+                path = fill(dict(zip(ITEM_FIELDS, texts, strict=False)))
+                # A space sorts before all that a path may hold; groups are encoded so that they hold none.
+                yield number, f"{_sort_word(texts[-1] if group_column else '')} {path}"
+
+        for row in selection.ordered(sort_keys()):
+            group = {
+                "collection": row.collection_id,
+                "licence": row.license_short_name,
+                "run": self._config.run.name,
+            }[group_by]
+            yield Selected(
+                group or "unknown",
+                Item(
+                    id=row.SeriesInstanceUID,
+                    path=row.path.partition(" ")[2],
+                    files=row.instanceCount,
+                    bytes=row.size_bytes,
+                    location=IdcLocation(row.aws_bucket, row.crdc_series_uuid),
+                    licence=row.license_short_name,
+                    meta=msgspec.Raw(row.meta.encode("utf-8", "surrogatepass")),
+                ),
+            )
+
+
+def _sort_word(group: str) -> str:
+    """A group as letters that sort like its bytes and hold no space or sign."""
+    return group.encode("utf-8", "surrogatepass").hex()

@@ -1,0 +1,72 @@
+"""Paths in the archive: every value made path-safe without ever merging two names into one. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+_KEPT = re.compile(r"[A-Za-z0-9_=+,@][A-Za-z0-9._=+,@-]{0,199}")
+_BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-=+,@")
+MAX_COMPONENT = 200
+CUT_COMPONENT = 150
+
+
+def safe_component(value: str, separators: str = "") -> str:
+    """Make one value usable as (part of) a path component; different values stay different.
+
+    Bytes other than A-Z a-z 0-9 . _ - = + , @ become `%XX`, so do a leading `-` or `.` and the `separators` that join
+    it to other values; an empty value becomes `%`, which nothing else does.
+    """
+    if _KEPT.fullmatch(value) and not any(sign in value for sign in separators):
+        return value
+    if not value:
+        return "%"
+    encoded = []
+    for position, byte in enumerate(value.encode("utf-8", "surrogatepass")):
+        char = chr(byte)
+        keep = byte in _BYTES and char not in separators and not (position == 0 and char in "-.")
+        encoded.append(char if keep else f"%{byte:02X}")
+    return "".join(encoded)
+
+
+def shorten_component(component: str) -> str:
+    """Cut a component that file systems would refuse, and mark it with its SHA-256: `%~` occurs in no other."""
+    if len(component) <= MAX_COMPONENT:
+        return component
+    return component[:CUT_COMPONENT] + "%~" + hashlib.sha256(component.encode("ascii")).hexdigest()[:32]
+
+
+def compile_folder(template: str) -> Callable[[Mapping[str, str]], str]:
+    """Return the function that fills the folders of a path template (all but its last component)."""
+    folders = template.rpartition("/")[0]
+    components = []
+    for component in folders.split("/"):
+        pieces = re.split(r"\{([^}]*)\}", component)
+        texts, fields = pieces[0::2], pieces[1::2]
+        # Of several values in a component none may contain what separates them.
+        separators = "".join(sorted(set("".join(texts[1:-1])))) if len(fields) > 1 else ""
+        components.append((texts, fields, separators))
+    safe = lru_cache(maxsize=4096)(safe_component)
+
+    def fill(values: Mapping[str, str]) -> str:
+        parts = []
+        for texts, fields, separators in components:
+            text = texts[0]
+            for field, after in zip(fields, texts[1:], strict=True):
+                text += safe(values[field], separators) + after
+            parts.append(text if len(text) <= MAX_COMPONENT else shorten_component(text))
+        return "/".join(parts)
+
+    return fill
+
+
+def archive_name(template: str, group: str) -> str:
+    """Name of a group's archive, without suffix: plain letters only, since people type it."""
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "_", group).strip("._-").lower()
+    if plain != group or len(plain) > 100:  # two groups that differ only in signs or case must not share a name
+        digest = hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        lossless = re.sub(r"[^A-Za-z0-9]+", "_", group).lower() == plain and len(plain) <= 100
+        plain = plain if lossless else f"{plain[:90]}-{digest}".lstrip("-")
+    return template.replace("{group}", plain)

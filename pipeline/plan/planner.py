@@ -1,0 +1,326 @@
+"""The planner: from a source's items to a manifest, and what to tell people about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline import __version__
+from pipeline.archive.liblzma import liblzma_version
+from pipeline.atomic import fsync_folder, storage_errors, write_atomic
+from pipeline.config import Archive, Config, Shards
+from pipeline.errors import ConfigError
+from pipeline.manifest import ManifestWriter, encode_entry
+from pipeline.plan.cut import Piece, count_shards, cut_frames, cut_shards, cut_volumes
+from pipeline.plan.paths import archive_name
+from pipeline.plan.source import PlanSource
+from pipeline.records import FORMAT, ArchiveEntry, ManifestIndex, RunRecord, ShardEntry
+from pipeline.rundir import RunDir, encode_record, freeze_config
+
+
+class Group(NamedTuple):
+    """Items of one group, as positions in the plan: `first` to `first + count`."""
+
+    name: str
+    first: int
+    count: int
+
+
+class Layout(NamedTuple):
+    """One archive's cut: its items, their pieces (frames numbered from 0) and the frames in each shard."""
+
+    name: str
+    first_item: int
+    items: int
+    pieces: list[Piece]
+    shard_frames: list[int]
+
+
+class Plan(NamedTuple):
+    """What `medhaul plan` tells people. Bytes and files count what the source states."""
+
+    run: RunDir | None
+    reused: bool
+    source: str
+    release: str
+    items: int
+    files: int
+    bytes: int
+    licences: dict[str, tuple[int, int]]
+    archives: list[ArchiveEntry]
+    shards: int
+    largest_shard: int
+    largest_frame: int
+    unknown_sizes: int
+    manifest_sha256: str
+
+
+class _Spool:
+    """Items in plan order, as JSON lines in a compressed temporary file, with their sizes in memory."""
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._file = tempfile.TemporaryFile(prefix="medhaul-plan-")
+        self._zstd = zstandard
+        self.sizes = array("q")
+        self.files = array("q")
+        self.groups: list[Group] = []
+        self.licences: Counter[str] = Counter()
+        self.licence_bytes: Counter[str] = Counter()
+        self.unknown = 0
+
+    def fill(self, source: PlanSource, on_progress: Callable[[int], None]) -> None:
+        """Take in all items. Raises `ConfigError` when two have one path."""
+        encoder = msgspec.json.Encoder()
+        path = ""
+        name, first = "", 0
+        with self._zstd.ZstdCompressor(level=1).stream_writer(self._file, closefd=False) as out:
+            pending: list[bytes] = []
+            for number, (group, item) in enumerate(source.select()):
+                if group != name:
+                    if number:
+                        self.groups.append(Group(name, first, number - first))
+                    name, first, path = group, number, ""
+                if item.path == path:
+                    raise ConfigError(
+                        f"two items would have the path {path} in the archive; one is {item.id}",
+                        hint="give archive.path more fields",
+                    )
+                path = item.path
+                self.sizes.append(item.bytes)
+                self.files.append(item.files)
+                self.licences[item.licence] += 1
+                self.licence_bytes[item.licence] += max(0, item.bytes)
+                self.unknown += item.bytes < 0
+                pending.append(encoder.encode(item))
+                if len(pending) == 4096:
+                    out.write(b"\n".join(pending) + b"\n")
+                    pending.clear()
+                    on_progress(number + 1)
+            out.write(b"".join(line + b"\n" for line in pending))
+        self.groups.append(Group(name, first, len(self.sizes) - first))
+        on_progress(len(self.sizes))
+
+    def lines(self) -> Iterator[bytes]:
+        """The items again, from the start."""
+        self._file.seek(0)
+        rest = b""
+        with self._zstd.ZstdDecompressor().stream_reader(self._file, closefd=False) as reader:
+            while chunk := reader.read(1 << 20):
+                lines = (rest + chunk).split(b"\n")
+                rest = lines.pop()
+                yield from lines
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def plan_layouts(
+    groups: list[Group], sizes: array[int], files: array[int], archive: Archive, shards: Shards
+) -> list[Layout]:
+    """Cut groups into archives, frames and shards. Pure; frames do not depend on the settings of `shards`."""
+    file_cost = int(shards.file_cost)
+    cost_total = sum(max(0, s) + max(0, f) * file_cost for s, f in zip(sizes, files, strict=True))
+    layouts = []
+    for group in groups:
+        item_sizes = sizes[group.first : group.first + group.count]
+        item_files = files[group.first : group.first + group.count]
+        volumes = cut_volumes(item_sizes, archive.max_bytes)
+        begin = 0
+        for number, count in enumerate(volumes, start=1):
+            pairs = list(zip(item_sizes[begin : begin + count], item_files[begin : begin + count], strict=True))
+            pieces = cut_frames(pairs, archive.group_bytes, archive.cut_bytes)
+            costs = frame_costs(pieces, pairs, file_cost)
+            shard_count = count_shards(costs, shards.count, cost_total, shards.target_bytes)
+            name = archive_name(archive.name, group.name) + (f"-{number:04d}" if len(volumes) > 1 else "")
+            layouts.append(Layout(name, group.first + begin, count, pieces, cut_shards(costs, shard_count)))
+            begin += count
+    return layouts
+
+
+def frame_costs(pieces: list[Piece], sizes: list[tuple[int, int]], file_cost: int) -> list[int]:
+    """Cost of each frame in bytes: its bytes, and `file_cost` for every file. Pure."""
+    costs = [0] * (pieces[-1].frame + 1)
+    for item, _, count, frame in pieces:
+        size, files = sizes[item]
+        costs[frame] += 1 + (max(0, size) + max(0, files) * file_cost) // count
+    return costs
+
+
+def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: Callable[[int], None]) -> Plan:
+    """Plan a run: select, cut, and (unless `dry_run`) write `<storage.root>/<run.name>` whole or not at all.
+
+    The same config and index plan the same manifest; a run directory that has it already is used as it is.
+
+    Raises
+    ------
+    ConfigError
+        When nothing is selected, or the run directory exists with another manifest.
+    StorageError
+        When shared storage is full or not writable.
+    """
+    spool = _Spool()
+    try:
+        spool.fill(source, on_progress)
+        layouts = plan_layouts(spool.groups, spool.sizes, spool.files, config.archive, config.shards)
+        names = Counter(layout.name for layout in layouts)
+        if double := [name for name, count in names.items() if count > 1]:
+            raise ConfigError(
+                f"two archives would be named {double[0]}", hint="change archive.name or archive.group_by"
+            )
+        root = Path(config.storage.root)
+        with storage_errors(root):
+            if not dry_run:
+                root.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=f".{config.run.name}.", dir=None if dry_run else root))
+        try:
+            index = _write_manifest(folder, spool, layouts, source, config)
+            run, reused = (None, False) if dry_run else _publish(folder, config, index)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        spool.close()
+    return Plan(
+        run=run,
+        reused=reused,
+        source=source.name,
+        release=source.release,
+        items=len(spool.sizes),
+        files=sum(max(0, count) for count in spool.files),
+        bytes=sum(max(0, size) for size in spool.sizes),
+        licences={name: (count, spool.licence_bytes[name]) for name, count in spool.licences.most_common()},
+        archives=index.archives,
+        shards=len(index.shards),
+        largest_shard=max(shard.bytes for shard in index.shards),
+        largest_frame=max(max(frame_costs(layout.pieces, _sizes(spool, layout), 0)) for layout in layouts),
+        unknown_sizes=spool.unknown,
+        manifest_sha256=index.manifest_sha256,
+    )
+
+
+def _sizes(spool: _Spool, layout: Layout) -> list[tuple[int, int]]:
+    span = slice(layout.first_item, layout.first_item + layout.items)
+    return list(zip(spool.sizes[span], spool.files[span], strict=True))
+
+
+def _write_manifest(
+    folder: Path, spool: _Spool, layouts: list[Layout], source: PlanSource, config: Config
+) -> ManifestIndex:
+    """Write the manifest and its index into `folder`."""
+    lines = spool.lines()
+    shards: list[ShardEntry] = []
+    archives: list[ArchiveEntry] = []
+    first_frame = 0
+    header = {
+        "medhaul": "manifest",
+        "format": FORMAT,
+        "source": source.name,
+        "release": source.release,
+        "columns": source.columns,
+        "archive": freeze_config(config)["archive"],
+    }
+    with storage_errors(folder), (folder / "manifest.jsonl.zst").open("wb") as out:
+        writer = ManifestWriter(out)
+        # The settings that decide the archives' bytes are part of what the manifest's SHA-256 stands for.
+        writer.write_shard([msgspec.json.encode(header) + b"\n"])
+        for layout in layouts:
+            first_shard, position, first_of_shard = len(shards), 0, 0
+            item = -1
+            line = b""
+            for frames in layout.shard_frames:
+                end = first_of_shard + frames
+                taken: list[bytes] = []
+                items = files = size = 0
+                while position < len(layout.pieces) and layout.pieces[position].frame < end:
+                    piece = layout.pieces[position]
+                    if piece.item != item:
+                        line, item = next(lines), piece.item
+                    number = layout.first_item + piece.item
+                    items += piece.piece == 0
+                    files += _share(max(0, spool.files[number]), piece)
+                    size += _share(max(0, spool.sizes[number]), piece)
+                    taken.append(encode_entry(number, first_frame + piece.frame, piece.piece, piece.pieces, line))
+                    position += 1
+                offset, length, sha256 = writer.write_shard(taken)
+                shards.append(
+                    ShardEntry(
+                        shard=len(shards), archive=layout.name, offset=offset, length=length, sha256=sha256,
+                        entries=len(taken), items=items, files=files, bytes=size,
+                        first_frame=first_frame + first_of_shard, frames=frames,
+                    )
+                )  # fmt: skip
+                first_of_shard = end
+            mine = shards[first_shard:]
+            archives.append(
+                ArchiveEntry(
+                    name=layout.name, items=layout.items, files=sum(s.files for s in mine),
+                    bytes=sum(s.bytes for s in mine), first_shard=first_shard, shards=len(mine),
+                    first_frame=first_frame, frames=first_of_shard,
+                )
+            )  # fmt: skip
+            first_frame += first_of_shard
+        out.flush()
+        os.fsync(out.fileno())
+    index = ManifestIndex(
+        format=FORMAT, manifest_sha256=writer.sha256, source=source.name, release=source.release,
+        columns=source.columns, archives=archives, shards=shards,
+    )  # fmt: skip
+    write_atomic(folder / "manifest.index.json", encode_record(index))
+    return index
+
+
+def _share(total: int, piece: Piece) -> int:
+    """A piece's planned share of an item's total; the shares of all pieces add up to it."""
+    return total * (piece.piece + 1) // piece.pieces - total * piece.piece // piece.pieces
+
+
+def _publish(folder: Path, config: Config, index: ManifestIndex) -> tuple[RunDir, bool]:
+    """Give the finished folder the run's name, or find that the run is there already."""
+    run = RunDir(Path(config.storage.root) / config.run.name)
+    record = RunRecord(
+        format=FORMAT,
+        name=config.run.name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        medhaul=__version__,
+        liblzma=liblzma_version(),
+        python=platform.python_version(),
+        source=index.source,
+        release=index.release,
+        manifest_sha256=index.manifest_sha256,
+        items=sum(shard.items for shard in index.shards),
+        files=sum(shard.files for shard in index.shards),
+        bytes=sum(shard.bytes for shard in index.shards),
+        shards=len(index.shards),
+        config=freeze_config(config),
+    )
+    if run.run_json.exists():
+        found = run.read_run()
+        if found.manifest_sha256 != index.manifest_sha256:
+            raise ConfigError(
+                f"{run.path}: exists already, with another selection or cut "
+                f"(manifest {found.manifest_sha256[:12]}, now {index.manifest_sha256[:12]})",
+                hint="choose another run.name; to go on with that run: `medhaul resume RUN`",
+            )
+        if found.config != record.config:  # settings that leave the manifest as it is, such as task.memory
+            write_atomic(run.run_json, encode_record(msgspec.structs.replace(found, config=record.config)))
+        return run, True
+    write_atomic(folder / "run.json", encode_record(record))
+    with storage_errors(run.path):
+        folder.chmod(0o755)
+        try:
+            folder.rename(run.path)
+        except OSError as error:
+            raise ConfigError(f"{run.path}: is in the way: {error.strerror}", hint="choose another run.name") from None
+        fsync_folder(run.path.parent)
+    return run, False

@@ -1,0 +1,35 @@
+"""What the planner asks of a source: items in order, and the words and tables that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from pipeline.model import Item
+
+
+class Selected(NamedTuple):
+    """An item with the name of the group (archive) it goes to."""
+
+    group: str
+    item: Item
+
+
+class PlanSource(Protocol):
+    """A source's side of planning.
+
+    Attributes
+    ----------
+    name, release
+        The source, and the data release that the plan is pinned to.
+    columns
+        Names of the values in each item's `meta`.
+    """
+
+    name: str
+    release: str
+    columns: list[str]
+
+    def select(self) -> Iterator[Selected]:
+        """Yield the selected items, sorted by group and, within a group, by path (bytewise)."""
+        ...

@@ -1,0 +1,64 @@
+"""The contract between a task and an archive site."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from pipeline.model import Entry, RemoteFile
+
+
+class Body(NamedTuple):
+    """Something that comes in one answer of the site: an object of a listing.
+
+    `cache_key` names its content for good: equal keys, equal bytes.
+    """
+
+    entry: Entry
+    file: RemoteFile
+    cache_key: str
+
+
+class Received(NamedTuple):
+    """A body on scratch: its hashes, what they were checked against, and where it came from."""
+
+    path: Path
+    size: int
+    md5: str
+    sha256: str
+    evidence: tuple[str, ...]
+    route: str
+
+
+class Fetcher(Protocol):
+    """How a task gets an entry's bodies. Both methods are called from many threads at once.
+
+    `deadline` is a `time.monotonic()` after which the item is given up.
+
+    Both raise `ItemError` for what is wrong with this item, `SiteUnavailableError` never (one item's trouble is not the
+    site's), `StorageError` when scratch is full, and `InterruptedRunError` when the task was told to stop.
+    """
+
+    def list_bodies(self, entry: Entry, deadline: float) -> Sequence[Body]:
+        """The complete listing of an entry, checked against the counts of the manifest."""
+        ...
+
+    def fetch(self, body: Body, path: Path, deadline: float) -> Received:
+        """Bring a body to `path`, verified against the best evidence the site offers."""
+        ...
+
+
+def cut_files(sizes: Sequence[int], pieces: int) -> list[int]:
+    """Spread a cut item's files, in the order of the source's keys, over `pieces` frames: files in each.
+
+    A pure function of the listing. Each piece gets the files whose middle byte lies in its part of the bytes.
+    """
+    counts = [0] * pieces
+    total = sum(sizes)
+    held = 0
+    for position, size in enumerate(sizes):
+        share = (2 * held + size) * pieces // (2 * total) if total else position * pieces // len(sizes)
+        counts[min(pieces - 1, share)] += 1
+        held += size
+    return counts

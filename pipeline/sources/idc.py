@@ -1,0 +1,169 @@
+"""The NCI Imaging Data Commons: series as folders of public buckets, on AWS and mirrored on Google Cloud.
+
+Facts: a series is `{bucket}/{crdc_series_uuid}/{crdc_instance_uuid}.dcm`, both levels immutable; the index states the
+number of files and the exact bytes; ETags are MD5 except of multipart objects; no credentials are needed.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, unquote_plus, urlencode
+
+from pipeline.config import SourceIdc
+from pipeline.errors import ItemError
+from pipeline.model import Entry, Item, RemoteFile
+from pipeline.sources.base import Body, Received, cut_files
+from pipeline.sources.idc_buckets import mirror_bucket
+from pipeline.transport.client import Transport
+
+LISTING_LIMIT = 16 << 20
+# Beyond this many pages (of 1,000 keys) a listing is a fault of the site: the largest real series has 92.
+MAX_PAGES = 2000
+
+
+class Place(NamedTuple):
+    """A series at an endpoint."""
+
+    endpoint: str
+    bucket: str
+    uuid: str
+
+    def url(self, key: str) -> str:
+        return f"{self.endpoint.rstrip('/')}/{quote(self.bucket)}/{quote(key)}"
+
+    def listing_url(self, token: str) -> str:
+        query = {"list-type": "2", "prefix": f"{self.uuid}/", "encoding-type": "url"}
+        if token:
+            query["continuation-token"] = token
+        return f"{self.endpoint.rstrip('/')}/{quote(self.bucket)}?{urlencode(query)}"
+
+
+def parse_listing(body: bytes) -> tuple[list[RemoteFile], str]:
+    """Read one ListObjectsV2 page: its files and the token of the next page, empty at the end. Pure.
+
+    Raises
+    ------
+    ItemError
+        When it is not such a page: an HTML error page with status 200, XML cut short, sizes that are no numbers.
+    """
+
+    def wrong(what: str) -> ItemError:
+        return ItemError("unavailable", f"the site's listing is not S3 XML: {what}", transient=True)
+
+    try:
+        root = ET.fromstring(body)  # noqa: S314 - size-limited; expat refuses entity bombs
+    except ET.ParseError as error:
+        raise wrong(str(error)) from None
+    namespace = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
+    if root.tag != f"{namespace}ListBucketResult":
+        raise wrong(f"its root is {root.tag[:80]!r}")
+    encoded = root.findtext(f"{namespace}EncodingType") == "url"
+    files = []
+    for element in root.iterfind(f"{namespace}Contents"):
+        key = element.findtext(f"{namespace}Key") or ""
+        size = element.findtext(f"{namespace}Size") or ""
+        etag = (element.findtext(f"{namespace}ETag") or "").strip('"')
+        if not key or not size.isdecimal() or len(size) > 18:
+            raise wrong(f"key {key[:80]!r} has size {size[:20]!r}")
+        files.append(RemoteFile(unquote_plus(key) if encoded else key, int(size), etag))
+    if root.findtext(f"{namespace}IsTruncated") != "true":
+        return files, ""
+    token = root.findtext(f"{namespace}NextContinuationToken") or ""
+    if not token:
+        raise wrong("truncated, but without a continuation token")
+    return files, token
+
+
+def check_listing(item: Item, files: Sequence[RemoteFile]) -> None:
+    """Compare a complete listing with what the index states. Pure.
+
+    Raises
+    ------
+    ItemError
+        `empty`, `count` or `size`; also for a file name given twice.
+    """
+    if not files:
+        raise ItemError("empty" if item.files in {0, -1} else "withdrawn", "the site lists no files for it")
+    if item.files >= 0 and len(files) != item.files:
+        raise ItemError("count", f"the site lists {len(files)} files, the index states {item.files}", transient=True)
+    total = sum(file.size for file in files)
+    if item.bytes >= 0 and total != item.bytes:
+        raise ItemError("size", f"the site lists {total} bytes, the index states {item.bytes}", transient=True)
+    if len({file.key for file in files}) != len(files):
+        raise ItemError("count", "the site lists a key twice", transient=True)
+
+
+class IdcFetcher:
+    """A task's way to IDC: lists and downloads from the endpoint, and from the mirror where the endpoint fails."""
+
+    def __init__(self, settings: SourceIdc, transport: Transport) -> None:
+        self._settings = settings
+        self._transport = transport
+
+    def list_bodies(self, entry: Entry, deadline: float) -> list[Body]:
+        """List an entry's objects in key order; of a cut item, those of this piece."""
+        files = self.list_series(entry.item, deadline)
+        if entry.pieces > 1:
+            counts = cut_files([file.size for file in files], entry.pieces)
+            begin = sum(counts[: entry.piece])
+            files = files[begin : begin + counts[entry.piece]]
+        bucket = entry.item.location.bucket
+        return [Body(entry, file, f"{bucket}/{file.key}:{file.size}:{file.etag}") for file in files]
+
+    def list_series(self, item: Item, deadline: float | None = None) -> list[RemoteFile]:
+        """List a whole series, checked against the index, in key order. Raises `ItemError`."""
+        errors = []
+        for place in self._places(item):
+            try:
+                files = self._list_place(place, deadline)
+                check_listing(item, files)
+            except ItemError as error:
+                errors.append(error)
+                continue
+            return sorted(files, key=lambda file: file.key)
+        raise errors[0]
+
+    def fetch(self, body: Body, path: Path, deadline: float) -> Received:
+        """Download one object, from the mirror when the endpoint does not deliver it. Raises `ItemError`."""
+        file = body.file
+        errors = []
+        for number, place in enumerate(self._places(body.entry.item)):
+            # A multipart ETag is the endpoint's own; the mirror has the bytes, but may have another ETag.
+            etag = file.etag if number == 0 or "-" not in file.etag else ""
+            try:
+                got = self._transport.download(
+                    place.url(file.key), path, size=file.size, etag=etag, deadline_at=deadline
+                )
+            except ItemError as error:
+                errors.append(error)
+                continue
+            return Received(path, got.size, got.md5, got.sha256, got.evidence, f"idc:{place.endpoint}")
+        raise errors[0]
+
+    def _places(self, item: Item) -> list[Place]:
+        where = item.location
+        if not where.bucket or not where.uuid:
+            raise ItemError("unavailable", "the index states no bucket or no crdc_series_uuid for it")
+        places = [Place(self._settings.s3_endpoint, where.bucket, where.uuid)]
+        if self._settings.mirror_endpoint:
+            places.append(Place(self._settings.mirror_endpoint, mirror_bucket(where.bucket), where.uuid))
+        return places
+
+    def _list_place(self, place: Place, deadline: float | None) -> list[RemoteFile]:
+        files: list[RemoteFile] = []
+        token = ""
+        for _ in range(MAX_PAGES):
+            answer = self._transport.fetch_bytes(place.listing_url(token), limit=LISTING_LIMIT, deadline_at=deadline)
+            page, token = parse_listing(answer.body)
+            files += page
+            if not token:
+                break
+        else:
+            raise ItemError("unavailable", f"the site's listing does not end after {MAX_PAGES} pages")
+        foreign = [file.key for file in files if not file.key.startswith(f"{place.uuid}/")]
+        if foreign:
+            raise ItemError("unavailable", f"the site lists {foreign[0]!r} for prefix {place.uuid}/", transient=True)
+        return files

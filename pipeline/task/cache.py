@@ -1,0 +1,116 @@
+"""Raw files on node-local scratch: found again by a later life of the same shard, and re-checked before use."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import msgspec
+
+from pipeline.atomic import storage_errors
+from pipeline.model import RawFile
+
+
+class _Line(msgspec.Struct, frozen=True):
+    key: str
+    file: RawFile
+
+
+class ScratchCache:
+    """A folder of raw files of one shard, with a log of those that were verified.
+
+    Node-local, so a lock works: while another living process has the folder, this one takes a folder of its own.
+    """
+
+    def __init__(self, base: Path, name: str) -> None:
+        with storage_errors(base):
+            base.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder, self._lock_file = _claim_folder(base, name)
+        self._known: dict[str, RawFile] = {}
+        log = self.folder / "verified.jsonl"
+        if log.exists():
+            self._known = _read_log(log)
+        self._log = log.open("ab")
+        self._lock = threading.Lock()
+
+    def frame_folder(self, frame: int) -> Path:
+        """Where the raw files of a frame go."""
+        folder = self.folder / f"frame-{frame}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def find(self, key: str) -> RawFile | None:
+        """Return a verified file that an earlier life left, re-checked against its SHA-256; None when there is none."""
+        with self._lock:
+            file = self._known.get(key)
+        if file is None:
+            return None
+        try:
+            with open(file.local, "rb") as raw:
+                good = hashlib.file_digest(raw, "sha256").hexdigest() == file.sha256
+        except OSError:
+            good = False
+        if not good:
+            self.forget(key)
+            return None
+        return file
+
+    def add(self, key: str, file: RawFile) -> None:
+        """Note that a file is verified. Raises `StorageError`."""
+        line = msgspec.json.encode(_Line(key, file)) + b"\n"
+        with self._lock, storage_errors(self.folder):
+            self._known[key] = file
+            self._log.write(line)
+            self._log.flush()
+
+    def forget(self, key: str) -> None:
+        """Take a file out, and delete it."""
+        with self._lock:
+            file = self._known.pop(key, None)
+        if file is not None:
+            Path(file.local).unlink(missing_ok=True)
+
+    def drop_frame(self, frame: int, keys: list[str]) -> None:
+        """Delete the raw files of a frame."""
+        with self._lock:
+            for key in keys:
+                self._known.pop(key, None)
+        shutil.rmtree(self.folder / f"frame-{frame}", ignore_errors=True)
+
+    def close(self, *, keep: bool) -> None:
+        """End; unless `keep`, delete the folder."""
+        self._log.close()
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock_file.close()
+
+
+def _claim_folder(base: Path, name: str) -> tuple[Path, contextlib.ExitStack]:
+    for folder in (base / name, base / f"{name}.{os.getpid()}"):
+        folder.mkdir(exist_ok=True, mode=0o700)
+        stack = contextlib.ExitStack()
+        lock = stack.enter_context((folder / "lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stack.close()
+            continue
+        return folder, stack
+    raise AssertionError("a folder named by this process is locked by another")
+
+
+def _read_log(log: Path) -> dict[str, RawFile]:
+    """The files that earlier lives verified; a torn last line was never finished and does not count."""
+    known = {}
+    for data in log.read_bytes().splitlines():
+        try:
+            line = msgspec.json.decode(data, type=_Line)
+        except msgspec.DecodeError:
+            continue
+        known[line.key] = line.file
+    return known

@@ -1,0 +1,277 @@
+"""Intake: the entries of a frame are listed, downloaded and checked on the pool's threads; outcomes come as events."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from pipeline.dicom.check import check_dicom
+from pipeline.dicom.choose import choose_chain
+from pipeline.errors import InterruptedRunError, ItemError, MedhaulError
+from pipeline.model import Entry, RawFile
+from pipeline.records import PieceRecord
+from pipeline.sources.base import Body, Fetcher
+from pipeline.task.cache import ScratchCache
+from pipeline.task.detail import DetailLog
+from pipeline.task.pack import FrameJob, PieceJob
+
+logger = logging.getLogger("medhaul.task")
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why an entry failed."""
+
+    reason: str
+    message: str
+    transient: bool
+
+
+class EntryWork:
+    """One entry on its way. Touched by pool threads under `lock`."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.lock = threading.Lock()
+        self.waiting = 0  # bodies not yet settled
+        self.files: list[tuple[int, RawFile]] = []  # with the position in the listing
+        self.keys: list[str] = []
+        self.failure: Failure | None = None
+
+
+class FrameWork:
+    """One frame on its way: ready for packing when no entry is open."""
+
+    def __init__(self, frame: int, entries: Sequence[Entry]) -> None:
+        self.frame = frame
+        self.entries = [EntryWork(entry) for entry in entries]
+        self.open = len(entries)
+        self.bytes = sum(planned_bytes(entry) for entry in entries)
+        self.files = sum(max(1, entry.item.files // entry.pieces) for entry in entries)
+        self.spoiled = 0
+
+    @property
+    def failures(self) -> int:
+        return sum(1 for work in self.entries if work.failure is not None)
+
+    def keys(self) -> list[str]:
+        return [key for work in self.entries for key in work.keys]
+
+    def job(self) -> FrameJob:
+        """What the packer needs."""
+        pieces = []
+        for work in self.entries:
+            entry, failure = work.entry, work.failure
+            record = PieceRecord(entry.number, entry.piece, [])
+            files: list[RawFile] = []
+            if failure is not None:
+                record = PieceRecord(entry.number, entry.piece, [], failure.reason, failure.message, failure.transient)
+            else:
+                files = order_files(work.files, cut=entry.pieces > 1)
+            pieces.append(PieceJob(record, entry.item.path, files))
+        return FrameJob(self.frame, pieces)
+
+
+def planned_bytes(entry: Entry) -> int:
+    """Bytes that an entry is expected to have. Pure."""
+    return max(0, entry.item.bytes) // entry.pieces
+
+
+def order_files(files: Sequence[tuple[int, RawFile]], *, cut: bool) -> list[RawFile]:
+    """Put an entry's files in archive order: by name, so that no route shows; of a cut item by listing. Pure."""
+    if cut:
+        return [file for _, file in sorted(files, key=lambda pair: pair[0])]
+    return sorted((file for _, file in files), key=lambda file: file.name)
+
+
+def find_duplicate(files: Sequence[tuple[int, RawFile]]) -> str:
+    """Return a name that two of the files have; empty when there is none. Pure."""
+    seen: set[str] = set()
+    for _, file in files:
+        if file.name in seen:
+            return file.name
+        seen.add(file.name)
+    return ""
+
+
+class EntryDone(NamedTuple):
+    """An entry is settled, well or not."""
+
+    frame: int
+    work: EntryWork
+
+
+class Fatal(NamedTuple):
+    """Intake cannot go on: scratch is full, or there is a fault in medhaul."""
+
+    error: BaseException
+
+
+class Intake:
+    """Runs the downloads of a task on `connections` threads."""
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        cache: ScratchCache,
+        log: DetailLog,
+        *,
+        connections: int,
+        item_deadline: float,
+        stop: threading.Event,
+        report: Callable[[EntryDone | Fatal], None],
+    ) -> None:
+        self._fetcher = fetcher
+        self._cache = cache
+        self._log = log
+        self._deadline = item_deadline
+        self._stop = stop
+        self._report = report
+        self._pool = ThreadPoolExecutor(connections, thread_name_prefix="fetch")
+        self.downloaded = 0
+        self.reused = 0
+        self._lock = threading.Lock()
+
+    def start(self, frame: FrameWork) -> None:
+        """Begin a frame: list its entries; their downloads follow."""
+        for work in frame.entries:
+            self._pool.submit(self._guard, self._list, frame.frame, work)
+
+    def close(self) -> None:
+        """End the threads; what is under way must have been stopped by the stop event, or be done."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _guard(self, step: Callable[..., None], *arguments: object) -> None:
+        try:
+            step(*arguments)
+        except InterruptedRunError:
+            return  # the stop event is set: the coordinator knows
+        except BaseException as error:  # noqa: BLE001 - the thread's border: the coordinator gets it and raises it
+            self._report(Fatal(error))
+
+    def _list(self, frame: int, work: EntryWork) -> None:
+        if self._stop.is_set():
+            return
+        deadline = time.monotonic() + self._deadline
+        bodies: Sequence[Body] = []
+        with _Border(work):
+            bodies = self._fetcher.list_bodies(work.entry, deadline)
+        if work.failure is None and not bodies:
+            work.failure = Failure("empty", "no files fall into this piece of the item", transient=False)
+        if work.failure is not None:
+            self._settle(frame, work)
+            return
+        work.waiting = len(bodies)
+        for position, body in enumerate(bodies):
+            self._pool.submit(self._guard, self._take, frame, work, position, body, deadline)
+
+    def _take(self, frame: int, work: EntryWork, position: int, body: Body, deadline: float) -> None:
+        if self._stop.is_set():
+            return
+        file: RawFile | None = None
+        if work.failure is None:  # once an entry has failed, the rest of it is not asked for
+            with _Border(work):
+                file = self._bring(frame, body, deadline)
+        with work.lock:
+            if file is not None:
+                work.files.append((position, file))
+                work.keys.append(body.cache_key)
+            work.waiting -= 1
+            settled = work.waiting == 0
+        if settled:
+            if work.failure is None and (name := find_duplicate(work.files)):
+                message = f"two files of the series are {name.removesuffix('.dcm')}"
+                work.failure = Failure("duplicate", message, transient=False)
+            self._settle(frame, work)
+
+    def _bring(self, frame: int, body: Body, deadline: float) -> RawFile:
+        """One body, verified, on scratch: from an earlier life or from the site."""
+        if (known := self._cache.find(body.cache_key)) is not None:
+            self._log.event("reused", key=body.file.key, bytes=known.size)
+            with self._lock:
+                self.reused += known.size
+            return known
+        name = hashlib.sha256(body.cache_key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        path = self._cache.frame_folder(frame) / name
+        partial = path.with_suffix(".tmp")
+        received = self._fetcher.fetch(body, partial, deadline)
+        with self._lock:
+            self.downloaded += received.size
+        try:
+            header = check_dicom(partial, series_uid=body.entry.item.id)
+        except ItemError as error:
+            partial.unlink(missing_ok=True)
+            # Without a hash from the site the bytes may have been damaged on the way.
+            doubtful = not {"md5", "sha256"} & set(received.evidence)
+            self._log.event("refused", key=body.file.key, reason=error.reason, message=str(error))
+            raise ItemError(error.reason, f"{body.file.key}: {error}", transient=doubtful) from None
+        os.replace(partial, path)
+        file = RawFile(
+            name=f"{header.sop_instance_uid}.dcm",
+            local=str(path),
+            size=received.size,
+            sha256=received.sha256,
+            md5=received.md5,
+            key=body.file.key,
+            evidence=received.evidence,
+            route=received.route,
+            chain=choose_chain(header, ".dcm"),
+        )
+        self._cache.add(body.cache_key, file)
+        self._log.event(
+            "verified",
+            key=file.key,
+            bytes=file.size,
+            evidence=file.evidence,
+            chain=file.chain,
+            warnings=header.warnings,
+        )
+        return file
+
+    def _settle(self, frame: int, work: EntryWork) -> None:
+        failure = work.failure
+        if failure is not None:
+            logger.warning("failed: %s: %s: %s", work.entry.item.id, failure.reason, failure.message)
+            self._log.event(
+                "item-failed", id=work.entry.item.id, number=work.entry.number, piece=work.entry.piece,
+                reason=failure.reason, message=failure.message,
+            )  # fmt: skip
+        self._report(EntryDone(frame, work))
+
+
+class _Border:
+    """The item border: what goes wrong inside fails this entry and no other."""
+
+    def __init__(self, work: EntryWork) -> None:
+        self._work = work
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if error is None:
+            return False
+        if isinstance(error, ItemError):
+            failure = Failure(error.reason, str(error), error.transient)
+        elif isinstance(error, MedhaulError) or not isinstance(error, Exception):
+            return False  # full scratch, a stop: not this item's fault
+        else:
+            logger.exception("a fault in medhaul, at %s", self._work.entry.item.id, exc_info=error)
+            failure = Failure("internal", f"{type(error).__name__}: {error}", transient=True)
+        with self._work.lock:
+            if self._work.failure is None:
+                self._work.failure = failure
+        return True
+
+
+def scratch_path(folder: Path) -> Path:
+    """Where medhaul works below a scratch folder: one place per user, so that others' files are never in the way."""
+    return folder / f"medhaul-{os.getuid()}"

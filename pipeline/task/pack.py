@@ -1,0 +1,191 @@
+"""Packing: raw files become blocks on all cores, and blocks go to the part in order, frame after frame.
+
+One thread reads (and re-checks) raw files, a pool compresses, one thread writes. The number of blocks between them is
+bounded, and so is the memory.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from pipeline.archive.blocks import EncodedBlock, encode_block
+from pipeline.archive.frames import Member, Placed, RawFileChangedError, cut_frame, place_members, read_blocks
+from pipeline.config import Archive
+from pipeline.model import RawFile
+from pipeline.records import FileRecord, FrameRecord, PieceRecord
+from pipeline.task.part import PartWriter
+
+
+class FrameJob(NamedTuple):
+    """A frame whose files are all on scratch: its pieces in order, each with its folder and files (or its failure)."""
+
+    frame: int
+    pieces: list[PieceJob]
+
+
+class PieceJob(NamedTuple):
+    """One piece of a frame. `record` has no files yet."""
+
+    record: PieceRecord
+    folder: str
+    files: list[RawFile]
+
+
+class Packed(NamedTuple):
+    """A frame is journaled."""
+
+    record: FrameRecord
+
+
+class Spoiled(NamedTuple):
+    """A raw file changed on scratch; nothing of the frame was kept."""
+
+    frame: int
+    path: str
+
+
+class Broken(NamedTuple):
+    """Packing cannot go on."""
+
+    error: BaseException
+
+
+class _End(NamedTuple):
+    job: FrameJob
+    placed: list[Placed]
+    tar_bytes: int
+
+
+class _Spoil(NamedTuple):
+    frame: int
+    path: str
+
+
+class Packer:
+    """Packs frames in the order they are given; tells of each through `report` (called from its own threads)."""
+
+    def __init__(
+        self,
+        part: PartWriter,
+        settings: Archive,
+        *,
+        cores: int,
+        blocks: int,
+        verify: bool,
+        report: Callable[[Packed | Spoiled | Broken], None],
+    ) -> None:
+        self._part = part
+        self._settings = settings
+        self._verify = verify
+        self._report = report
+        self._jobs: queue.SimpleQueue[FrameJob | None] = queue.SimpleQueue()
+        self._out: queue.SimpleQueue[Future[EncodedBlock] | _End | _Spoil | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(blocks)
+        self._pool = ThreadPoolExecutor(cores, thread_name_prefix="compress")
+        self._abandon = threading.Event()
+        self.packed_bytes = 0
+        self._threads = [
+            threading.Thread(target=self._guard, args=(self._assemble,), name="assemble", daemon=True),
+            threading.Thread(target=self._guard, args=(self._write,), name="write", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def pack(self, job: FrameJob) -> None:
+        """Queue a frame."""
+        self._jobs.put(job)
+
+    def close(self, grace: float | None = None) -> None:
+        """End the threads after all queued frames, or after `grace` seconds, leaving what is then unfinished."""
+        self._jobs.put(None)
+        if grace is not None:
+            self._threads[-1].join(grace)
+            self._abandon.set()
+        for thread in self._threads:
+            thread.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - the thread's border: the coordinator gets it and raises it
+            self._abandon.set()
+            self._report(Broken(error))
+            self._out.put(None)
+
+    def _assemble(self) -> None:
+        while (job := self._jobs.get()) is not None and not self._abandon.is_set():
+            members = [
+                Member(f"{piece.folder}/{file.name}", file.local, file.size, file.sha256, file.chain)
+                for piece in job.pieces
+                for file in piece.files
+            ]
+            placed, tar_bytes = place_members(members)
+            cuts = cut_frame(placed, self._settings.block_bytes)
+            try:
+                for cut, data in zip(cuts, read_blocks(placed, cuts), strict=True):
+                    while not self._room.acquire(timeout=0.5):
+                        if self._abandon.is_set():
+                            break
+                    if self._abandon.is_set():
+                        break
+                    self._out.put(
+                        self._pool.submit(
+                            encode_block, data, cut.chain, portable=self._settings.portable, verify=self._verify
+                        )
+                    )
+            except RawFileChangedError as error:
+                self._out.put(_Spoil(job.frame, error.path))
+                continue
+            if self._abandon.is_set():
+                break
+            self._out.put(_End(job, placed, tar_bytes))
+        self._out.put(None)
+
+    def _write(self) -> None:
+        blocks: list[tuple[int, int]] = []
+        while (item := self._out.get()) is not None and not self._abandon.is_set():
+            if isinstance(item, Future):
+                block = item.result()
+                self._part.write(block.data)
+                self.packed_bytes += len(block.data)
+                blocks.append((block.size.unpadded, block.size.uncompressed))
+                self._room.release()
+            elif isinstance(item, _Spoil):
+                self._part.abandon_frame()
+                blocks = []
+                self._report(Spoiled(item.frame, item.path))
+            else:
+                record = frame_record(item.job, item.placed, item.tar_bytes, blocks, self._part)
+                self._part.close_frame(record)
+                blocks = []
+                self._report(Packed(record))
+
+
+def frame_record(
+    job: FrameJob, placed: list[Placed], tar_bytes: int, blocks: list[tuple[int, int]], part: PartWriter
+) -> FrameRecord:
+    """The journal's record of the frame that `part` holds open."""
+    offset, length, sha256 = part.frame_written()
+    places = iter(placed)
+    pieces = []
+    for piece in job.pieces:
+        files = [
+            FileRecord(
+                name=file.name,
+                size=file.size,
+                sha256=file.sha256,
+                offset=next(places).offset,
+                key=file.key,
+                evidence=list(file.evidence),
+                route=file.route,
+            )
+            for file in piece.files
+        ]
+        record = piece.record
+        pieces.append(PieceRecord(record.number, record.piece, files, record.reason, record.message, record.transient))
+    return FrameRecord(job.frame, part.name, offset, length, sha256, tar_bytes, blocks, pieces)

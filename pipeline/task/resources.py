@@ -1,0 +1,130 @@
+"""What this process may use: cores, memory, and node-local scratch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import ConfigError, StorageError
+from pipeline.units import render_size
+
+# Resident before the first byte: interpreter, libraries, thread stacks.
+BASE_MEMORY = 120 << 20
+# A block on its way: read parts, joined, compressed, decoded again; and the encoder's own tables.
+BLOCK_COPIES = 4
+ENCODER_MEMORY = 16 << 20
+CONNECTION_MEMORY = 1 << 20
+SHARED_KINDS = frozenset(
+    {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "fuse.sshfs", "afs", "panfs"}
+)
+MEMORY_KINDS = frozenset({"tmpfs", "ramfs"})
+
+
+class Workers(NamedTuple):
+    """How many of each a task runs."""
+
+    cores: int
+    blocks: int
+    connections: int
+
+
+def granted_cores(environ: Mapping[str, str]) -> int:
+    """Cores that the scheduler grants this process: never more than its affinity."""
+    affinity = len(os.sched_getaffinity(0))
+    text = environ.get("SLURM_CPUS_PER_TASK", "")
+    return max(1, min(affinity, int(text))) if text.isdecimal() and int(text) else affinity
+
+
+def choose_workers(memory: int, cores: int, connections: int, block_bytes: int) -> Workers:
+    """Fit compressors, blocks in flight and connections into a bound of `memory` bytes. Pure.
+
+    Raises
+    ------
+    ConfigError
+        When not even one of each fits.
+    """
+    largest_block = 3 * block_bytes  # see archive.blocks.HUGE_MEMBER_BLOCKS
+    left = memory - BASE_MEMORY
+    connections = max(1, min(connections, left // 4 // CONNECTION_MEMORY))
+    left -= connections * CONNECTION_MEMORY
+    per_block = BLOCK_COPIES * largest_block
+    cores = max(1, min(cores, left // (ENCODER_MEMORY + 2 * per_block)))
+    blocks = min(2 * cores + 2, (left - cores * ENCODER_MEMORY) // per_block)
+    if blocks < 1:
+        raise ConfigError(
+            f"task.memory: {render_size(memory)} is too little for blocks of {render_size(block_bytes)}",
+            hint="raise task.memory or lower archive.block_bytes",
+        )
+    return Workers(cores, blocks, connections)
+
+
+def scratch_candidates(configured: str, environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Places to try as scratch, best first, each with where it is named. Pure."""
+    if configured:
+        return [("task.scratch", configured)]
+    job = environ.get("SLURM_JOB_ID", "")
+    found = [(f"${name}", environ.get(name, "")) for name in ("SLURM_TMPDIR", "L_SCRATCH_JOB", "LOCAL_SCRATCH")]
+    found += [
+        ("/lscratch", f"/lscratch/{job}" if job else ""),
+        ("$TMPDIR", environ.get("TMPDIR", "")),
+        ("/tmp", "/tmp"),
+    ]  # noqa: S108 - the last resort that every node has
+    return [(name, path) for name, path in found if path]
+
+
+def file_system_kind(path: Path, mountinfo: str) -> str:
+    """Type of the file system that holds `path`, from the text of /proc/self/mountinfo; empty when unknown. Pure."""
+    best, kind = -1, ""
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        fields, rest = before.split(), after.split()
+        if len(fields) < 5 or not rest:
+            continue
+        mount = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        if (path == Path(mount) or Path(mount) in path.parents) and len(mount) >= best:
+            best, kind = len(mount), rest[0]
+    return kind
+
+
+def find_scratch(
+    candidates: Sequence[tuple[str, str]], needed: int, *, allow_shared: bool, configured: bool
+) -> tuple[Path, str]:
+    """Return the first usable scratch folder, and a line that says which and why the others were not.
+
+    Raises
+    ------
+    StorageError
+        When none exists, is writable, is local and has `needed` bytes free.
+    """
+    mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    refused = []
+    for name, text in candidates:
+        path = Path(text)
+        if configured:
+            path.mkdir(parents=True, exist_ok=True)
+        problem = _scratch_problem(path.resolve(), mountinfo, needed, allow_shared=allow_shared)
+        if not problem:
+            return path.resolve(), f"scratch: {path} ({name})" + "".join(f"; not {text}" for text in refused)
+        refused.append(f"{path} ({name}): {problem}")
+    raise StorageError("no usable scratch: " + "; ".join(refused), hint="set task.scratch to a node-local folder")
+
+
+def _scratch_problem(path: Path, mountinfo: str, needed: int, *, allow_shared: bool) -> str:
+    if not path.is_dir():
+        return "does not exist"
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        return f"not writable: {error.strerror}"
+    kind = file_system_kind(path, mountinfo)
+    if kind in SHARED_KINDS | MEMORY_KINDS and not allow_shared:
+        what = "in memory" if kind in MEMORY_KINDS else "on a network file system"
+        return f"{what} ({kind}); task.allow_shared_scratch = true allows it"
+    free = shutil.disk_usage(path).free
+    return "" if free >= needed else f"{render_size(free)} free, {render_size(needed)} needed"
