@@ -131,6 +131,11 @@ class RunDir:
             )
         return index
 
+    def read_citations(self) -> dict[str, str]:
+        """DOI -> citation text, as the planner found them; empty when the source has none."""
+        path = self.path / "citations.json"
+        return read_record(path, dict[str, str]) if path.is_file() else {}
+
     # -- attempts --------------------------------------------------------------------------------------------------
 
     def attempts(self) -> list[int]:

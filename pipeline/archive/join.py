@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import BinaryIO
 
-from pipeline.archive.blocks import write_stored_block
+from pipeline.archive.blocks import Sink, write_stored_block
 from pipeline.archive.index import catalogue_path
 from pipeline.archive.tar import END_OF_ARCHIVE, member_header, member_padding
 from pipeline.archive.xz import BlockSize, XzFormatError, stream_header, stream_tail
@@ -29,7 +29,7 @@ class ArchiveWriter:
         Bytes of tar so far.
     """
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: Sink) -> None:
         self._out = _HashingFile(out)
         self._blocks = array("Q")
         self.tar_bytes = 0
@@ -84,7 +84,7 @@ class ArchiveWriter:
 class _HashingFile:
     """Counts and hashes what is written through it."""
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: Sink) -> None:
         self._target = out
         self.size = 0
         self.digest = hashlib.sha256()

@@ -29,8 +29,8 @@ def cut_frames(sizes: Sequence[tuple[int, int]], group_bytes: int, cut_bytes: in
     pieces: list[Piece] = []
     frame = -1
     held = group_bytes  # bytes in the open group; full, so that the first item opens a frame
-    for item, (size, files) in enumerate(sizes):
-        size = max(size, 1)  # a source may state nothing
+    for item, (stated, files) in enumerate(sizes):
+        size = max(stated, 1)  # a source may state nothing
         if size >= group_bytes:
             count = count_pieces(size, files, cut_bytes)
             pieces.extend(Piece(item, piece, count, frame + 1 + piece) for piece in range(count))

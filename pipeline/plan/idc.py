@@ -26,6 +26,7 @@ class IdcPlanSource:
         self._index = IdcIndex.open(config.sources.idc)
         self.release = self._index.release
         self.columns = list(self._index.column_types())
+        self._dois: set[str] = set()
 
     def select(self) -> Iterator[Selected]:
         """Yield the selected series by group and path. Raises `ConfigError` when nothing is selected."""
@@ -44,6 +45,8 @@ class IdcPlanSource:
                 yield number, f"{_sort_word(texts[-1] if group_column else '')} {path}"
 
         for row in selection.ordered(sort_keys()):
+            if row.source_DOI:
+                self._dois.add(row.source_DOI)
             group = {
                 "collection": row.collection_id,
                 "licence": row.license_short_name,
@@ -61,6 +64,10 @@ class IdcPlanSource:
                     meta=msgspec.Raw(row.meta.encode("utf-8", "surrogatepass")),
                 ),
             )
+
+    def citations(self) -> dict[str, str]:
+        """Citation texts that are packaged with the index."""
+        return {doi: text for doi, (text, _) in self._index.citations(self._dois).items()}
 
 
 def _sort_word(group: str) -> str:

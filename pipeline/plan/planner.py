@@ -29,11 +29,11 @@ from pipeline.rundir import RunDir, encode_record, freeze_config
 
 
 class Group(NamedTuple):
-    """Items of one group, as positions in the plan: `first` to `first + count`."""
+    """Items of one group, as positions in the plan: `first` to `first + length`."""
 
     name: str
     first: int
-    count: int
+    length: int
 
 
 class Layout(NamedTuple):
@@ -71,7 +71,7 @@ class _Spool:
     def __init__(self) -> None:
         import zstandard
 
-        self._file = tempfile.TemporaryFile(prefix="medhaul-plan-")
+        self._file = tempfile.TemporaryFile(prefix="medhaul-plan-")  # noqa: SIM115 - closed by close()
         self._zstd = zstandard
         self.sizes = array("q")
         self.files = array("q")
@@ -134,8 +134,8 @@ def plan_layouts(
     cost_total = sum(max(0, s) + max(0, f) * file_cost for s, f in zip(sizes, files, strict=True))
     layouts = []
     for group in groups:
-        item_sizes = sizes[group.first : group.first + group.count]
-        item_files = files[group.first : group.first + group.count]
+        item_sizes = sizes[group.first : group.first + group.length]
+        item_files = files[group.first : group.first + group.length]
         volumes = cut_volumes(item_sizes, archive.max_bytes)
         begin = 0
         for number, count in enumerate(volumes, start=1):
@@ -186,6 +186,7 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
             folder = Path(tempfile.mkdtemp(prefix=f".{config.run.name}.", dir=None if dry_run else root))
         try:
             index = _write_manifest(folder, spool, layouts, source, config)
+            write_atomic(folder / "citations.json", encode_record(source.citations()))
             run, reused = (None, False) if dry_run else _publish(folder, config, index)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -33,3 +33,7 @@ class PlanSource(Protocol):
     def select(self) -> Iterator[Selected]:
         """Yield the selected items, sorted by group and, within a group, by path (bytewise)."""
         ...
+
+    def citations(self) -> dict[str, str]:
+        """DOI -> citation text of what was selected; complete once `select` has been exhausted."""
+        ...

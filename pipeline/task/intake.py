@@ -264,7 +264,7 @@ class _Border:
         elif isinstance(error, MedhaulError) or not isinstance(error, Exception):
             return False  # full scratch, a stop: not this item's fault
         else:
-            logger.exception("a fault in medhaul, at %s", self._work.entry.item.id, exc_info=error)
+            logger.error("a fault in medhaul, at %s", self._work.entry.item.id, exc_info=error)
             failure = Failure("internal", f"{type(error).__name__}: {error}", transient=True)
         with self._work.lock:
             if self._work.failure is None:

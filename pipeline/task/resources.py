@@ -22,6 +22,7 @@ CONNECTION_MEMORY = 1 << 20
 SHARED_KINDS = frozenset(
     {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "fuse.sshfs", "afs", "panfs"}
 )
+LAST_RESORT = ("/tmp", "/tmp")  # noqa: S108 - the one folder that every node has; medhaul makes a private one in it
 MEMORY_KINDS = frozenset({"tmpfs", "ramfs"})
 
 
@@ -69,11 +70,8 @@ def scratch_candidates(configured: str, environ: Mapping[str, str]) -> list[tupl
         return [("task.scratch", configured)]
     job = environ.get("SLURM_JOB_ID", "")
     found = [(f"${name}", environ.get(name, "")) for name in ("SLURM_TMPDIR", "L_SCRATCH_JOB", "LOCAL_SCRATCH")]
-    found += [
-        ("/lscratch", f"/lscratch/{job}" if job else ""),
-        ("$TMPDIR", environ.get("TMPDIR", "")),
-        ("/tmp", "/tmp"),
-    ]  # noqa: S108 - the last resort that every node has
+    found += [("/lscratch", f"/lscratch/{job}" if job else ""), ("$TMPDIR", environ.get("TMPDIR", ""))]
+    found.append(LAST_RESORT)
     return [(name, path) for name, path in found if path]
 
 
@@ -102,14 +100,14 @@ def find_scratch(
         When none exists, is writable, is local and has `needed` bytes free.
     """
     mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-    refused = []
+    refused: list[str] = []
     for name, text in candidates:
         path = Path(text)
         if configured:
             path.mkdir(parents=True, exist_ok=True)
         problem = _scratch_problem(path.resolve(), mountinfo, needed, allow_shared=allow_shared)
         if not problem:
-            return path.resolve(), f"scratch: {path} ({name})" + "".join(f"; not {text}" for text in refused)
+            return path.resolve(), f"scratch: {path} ({name})" + "".join(f"; not {other}" for other in refused)
         refused.append(f"{path} ({name}): {problem}")
     raise StorageError("no usable scratch: " + "; ".join(refused), hint="set task.scratch to a node-local folder")
 

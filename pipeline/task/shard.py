@@ -125,6 +125,10 @@ class ShardTask:
         """Frames without a record, or with failures, in order."""
         return [frame for frame in self.frames if frame not in self.records or self.records[frame].failed]
 
+    def scratch_needed(self, todo: list[int]) -> int:
+        """Bytes of scratch without which the frames to do cannot be done: the largest frame, twice over."""
+        return 2 * max((FrameWork(frame, self.frames[frame]).bytes for frame in todo), default=0)
+
     def run(self, fetcher: Fetcher, cache: ScratchCache | None, adopted: Adopted) -> Receipt:
         """Do what is left to do, and write the receipt.
 
@@ -162,7 +166,7 @@ class ShardTask:
                 if again and not self.stop.event.wait(random.uniform(0.5, 1.0) * self.second_round_wait):  # noqa: S311 - jitter
                     logger.info("second round: %d frames have failures that may pass", len(again))
                     loop.round(sorted(again))
-                self._check_stop()
+                self.check_stop()
                 grace = None
             except InterruptedRunError:
                 grace = self.stop.grace
@@ -196,13 +200,13 @@ class ShardTask:
             self._unavailable += 1
             if self._unavailable >= SITE_DOWN_AFTER:
                 raise SiteUnavailableError(
-                    f"shard {self.shard}: {self._unavailable} items in a row could not be had; the last: {failure.message}",
+                    f"shard {self.shard}: {self._unavailable} items in a row could not be had; last: {failure.message}",
                     hint="when the site is back: `medhaul resume RUN`; finished frames are kept",
                 )
         else:
             self._unavailable = 0
 
-    def _check_stop(self) -> None:
+    def check_stop(self) -> None:
         if self.stop.event.is_set():
             raise InterruptedRunError(
                 f"shard {self.shard}: stopped by {self.stop.reason or 'request'}",
@@ -278,7 +282,7 @@ class _Loop:
         pending = deque(frames)
         order = deque(frames)  # frames not yet given to the packer
         while pending or self.active:
-            self.task._check_stop()
+            self.task.check_stop()
             while pending and self._room(pending[0]):
                 self._start(pending.popleft())
             while order and order[0] in self.active and self.active[order[0]].open == 0:

@@ -1,0 +1,51 @@
+"""`medhaul reduce`: join the parts of a run into its archives."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--allow-partial", is_flag=True, help="Join what there is; failed items are listed in the index.")
+def reduce(run: Path, allow_partial: bool) -> None:
+    """Join the parts of a run into .tar.xz archives, each with its index and tables.
+
+    Copies compressed bytes; compresses nothing. Safe to run again at any point: complete archives are left alone, parts
+    are removed only when their archive is complete and has been read back.
+    """
+    from pipeline.reduce.finished import archive_file
+    from pipeline.reduce.run import reduce_run
+    from pipeline.rundir import RunDir
+    from pipeline.units import render_size
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
+    shown = time.monotonic()
+
+    def progress(name: str, done: int, total: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= 10 or done == total:
+            shown = time.monotonic()
+            click.echo(f"{name}: joined {render_size(done)} of {render_size(total)}", err=True)
+
+    run_dir = RunDir.open(run)
+    for outcome in reduce_run(run_dir, allow_partial=allow_partial, on_progress=progress):
+        if outcome.line is not None:
+            line = outcome.line
+            click.echo(
+                f"{archive_file(run_dir, outcome.archive.name)}  {line.items - line.failed} items  {line.files} files  "
+                f"{render_size(line.size)}  SHA-256 {line.sha256}"
+            )
+
+
+def _stop(number: int, _: object) -> None:
+    from pipeline.errors import InterruptedRunError
+
+    raise InterruptedRunError(
+        f"reduce was stopped by {signal.Signals(number).name}", hint="run it again: `medhaul reduce RUN`"
+    )

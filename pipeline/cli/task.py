@@ -1,0 +1,145 @@
+"""`medhaul task`: do one shard. What an array task runs, and what a person runs to look at one shard."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.errors import ItemsFailedError, MedhaulError, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.records import Receipt
+    from pipeline.rundir import RunDir
+    from pipeline.task.shard import Life, Stop
+
+logger = logging.getLogger("medhaul.task")
+
+# Seconds that may go into frames that are being packed, by signal: ahead of the time limit, or when killed soon.
+GRACE = {signal.SIGUSR1: 90.0, signal.SIGTERM: 15.0, signal.SIGINT: 5.0}
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--shard", type=click.IntRange(min=0), help="The shard to do.")
+@click.option("--attempt", type=click.IntRange(min=1), help="With --index: the attempt whose plan names the shard.")
+@click.option("--index", type=click.IntRange(min=0), help="Position in the attempt's list of shards.")
+def task(run: Path, shard: int | None, attempt: int | None, index: int | None) -> None:
+    """Do one shard: fetch, verify, pack, journal, and write the receipt.
+
+    Give --shard, or --attempt and --index as the array task does. Finished frames of earlier lives are kept. SIGUSR1
+    and SIGTERM end it in order, with exit code 75.
+    """
+    from pipeline.rundir import RunDir
+
+    run_dir = RunDir.open(run)
+    connections = 0
+    if attempt is not None and index is not None and shard is None:
+        plan = run_dir.read_plan(attempt)
+        if index >= len(plan.shards):
+            raise UsageError(f"attempt {attempt} has {len(plan.shards)} tasks, there is no index {index}")
+        shard, connections = plan.shards[index], plan.connections
+    elif shard is None or attempt is not None or index is not None:
+        raise UsageError("give either --shard, or --attempt and --index", hint="medhaul task RUN --shard K")
+    receipt = do_shard(run_dir, shard, attempt or 0, connections)
+    if receipt.failed:
+        raise ItemsFailedError(
+            f"shard {shard}: {len(receipt.failed)} of {receipt.entries} items failed",
+            hint=f"medhaul failed {run_dir.path}",
+        )
+
+
+def do_shard(run_dir: RunDir, shard: int, attempt: int, connections: int) -> Receipt:
+    """Set up signals, logs and scratch, and do the shard. Raises `MedhaulError`."""
+    from pipeline.task.detail import DetailLog
+    from pipeline.task.shard import Stop, describe_life
+
+    config = run_dir.read_config()
+    life = describe_life(attempt, os.environ)
+    stop = Stop()
+
+    def on_signal(number: int, _: object) -> None:
+        known = signal.Signals(number)
+        stop.request(known.name, GRACE[known])
+
+    for number in GRACE:
+        signal.signal(number, on_signal)
+    log = DetailLog(run_dir.logs(attempt) / f"{life.job.partition('.')[0]}.detail.jsonl.zst")
+    try:
+        log.event("life-start", shard=shard, attempt=attempt, job=life.job, node=life.node, pid=os.getpid())
+        logger.info("shard %d of %s, job %s on %s, pid %d", shard, run_dir.path, life.job, life.node, os.getpid())
+        receipt = _do(run_dir, config, shard, connections, life=life, stop=stop, log=log)
+        log.event("life-end", state=receipt.state, failed=len(receipt.failed))
+    except MedhaulError as error:
+        log.event("life-end", state="ended", code=error.exit_code, message=str(error))
+        raise
+    except BaseException as error:
+        log.event("life-end", state="fault", message=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        log.close()
+    return receipt
+
+
+def _do(
+    run_dir: RunDir, config: Config, shard: int, connections: int, *, life: Life, stop: Stop, log: object
+) -> Receipt:
+    from pipeline.sources.idc import IdcFetcher
+    from pipeline.task.cache import ScratchCache
+    from pipeline.task.detail import DetailLog
+    from pipeline.task.intake import scratch_path
+    from pipeline.task.resources import choose_workers, find_scratch, granted_cores, scratch_candidates
+    from pipeline.task.shard import ShardTask
+    from pipeline.transport.client import Transport
+    from pipeline.transport.pool import ConnectionPool
+    from pipeline.transport.retry import Policy
+
+    assert isinstance(log, DetailLog)
+    settings = config.task
+    share = connections or max(1, config.limits.connections // config.limits.tasks)
+    cores = settings.cores or granted_cores(os.environ)
+    workers = choose_workers(settings.memory, cores, share, config.archive.block_bytes)
+    logger.info("%d compressors, %d blocks in flight, %d connections", *workers)
+    work = ShardTask(run_dir, config, shard, life=life, stop=stop, log=log, workers=workers)
+    adopted = work.adopt()
+    todo = work.to_do()
+    cache = None
+    policy = Policy(
+        attempts=settings.attempts, deadline=settings.item_deadline, stall=settings.stall, min_rate=settings.min_rate
+    )
+    with ConnectionPool(limit=workers.connections) as pool:
+        transport = Transport(pool, policy, stop=stop.event, on_event=log.record)
+        fetcher = IdcFetcher(config.sources.idc, transport)
+        if todo:
+            needed = work.scratch_needed(todo)
+            scratch, told = find_scratch(
+                scratch_candidates(settings.scratch, os.environ), needed,
+                allow_shared=settings.allow_shared_scratch, configured=bool(settings.scratch),
+            )  # fmt: skip
+            logger.info("%s", told)
+            name = f"{work.manifest.sha256[:12]}-{shard:06d}"
+            cache = ScratchCache(scratch_path(scratch), name)
+            if life.job and not sys.stderr.isatty():
+                # Many tasks start in the same second; the site should not see them all at once.
+                stop.event.wait(random.uniform(0, settings.start_jitter))  # noqa: S311 - jitter
+        keep = True
+        try:
+            work.beat("starting", None, 0, force=True)
+            receipt = work.run(fetcher, cache, adopted)
+            keep = False
+        except BaseException as error:
+            work.beat("stopped", None, 0, force=True, note=f"{type(error).__name__}: {error}"[:500])
+            raise
+        finally:
+            if cache is not None:
+                cache.close(keep=keep)
+    logger.info("done at %s", time.strftime("%Y-%m-%dT%H:%M:%S"))
+    return receipt
