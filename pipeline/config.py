@@ -63,7 +63,8 @@ class SourceIdc(_Table, frozen=True):
     """`[sources.idc]`: endpoints of the NCI Imaging Data Commons and the index to plan from.
 
     `index` is a Parquet file or `packaged` (from the installed idc-index-data); `release` pins the data release: `25`
-    or `25.0.5`, empty for whatever is installed. `mirror_endpoint` empty: no fail-over.
+    or `25.0.5`, empty for whatever is installed. `s3_endpoint` may be `demo`: the embedded site and its index.
+    `mirror_endpoint` empty: no fail-over.
     """
 
     index: str = "packaged"
@@ -110,7 +111,12 @@ class Limits(_Table, frozen=True):
 
 
 class Task(_Table, frozen=True):
-    """`[task]`: one array task. `cores` 0: all that the scheduler grants."""
+    """`[task]`: one array task. `cores` 0: all that the scheduler grants.
+
+    `retry_base`: the first wait before a request is repeated is at most this long, and each further one twice as long;
+    where the site asks to slow down, four times that. `second_round_wait`: the longest wait at the end of a shard,
+    before items are tried again whose failures may pass.
+    """
 
     cores: int = 0
     memory: ByteSize = ByteSize(1 << 30)
@@ -123,6 +129,8 @@ class Task(_Table, frozen=True):
     stall: Duration = Duration(60)
     min_rate: ByteSize = ByteSize(1000)
     start_jitter: Duration = Duration(5)
+    retry_base: Duration = Duration(0.5)
+    second_round_wait: Duration = Duration(20)
 
 
 class Local(_Table, frozen=True):
@@ -281,7 +289,8 @@ def _impossible(config: Config) -> list[tuple[str, str]]:
             need(good=all(value), key=f"select.idc.{name}", problem="has an empty value")
     for key in ("s3_endpoint", "mirror_endpoint"):
         url = getattr(config.sources.idc, key)
-        good = re.fullmatch(r"https?://[^/\s?#@]+(/[^\s?#]*)?", url) is not None or (url == "" and key != "s3_endpoint")
+        word = "demo" if key == "s3_endpoint" else ""
+        good = url == word or re.fullmatch(r"https?://[^/\s?#@]+(/[^\s?#]*)?", url) is not None
         need(
             good=good,
             key=f"sources.idc.{key}",
@@ -332,6 +341,7 @@ def _impossible(config: Config) -> list[tuple[str, str]]:
     need(good=task.memory >= 256 << 20, key="task.memory", problem="must be at least 256 MiB")
     need(good=task.scratch_bytes > 0, key="task.scratch_bytes", problem="must be more than 0")
     need(good=1 <= task.attempts <= 100, key="task.attempts", problem="must be 1 to 100")
+    need(good=task.retry_base > 0, key="task.retry_base", problem="must be more than 0 s")
     need(good=task.stall >= 1, key="task.stall", problem="must be at least 1 s")
     need(good=task.item_deadline >= task.stall, key="task.item_deadline", problem="must be at least task.stall")
     need(good=1 <= config.local.jobs <= 1000, key="local.jobs", problem="must be 1 to 1000")

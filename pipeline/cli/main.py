@@ -72,7 +72,7 @@ class Commands(click.Group):
 @click.option("-v", "--verbose", count=True, help="More on stderr; twice for everything.")
 @click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors on stderr.")
 def cli(verbose: int, quiet: bool) -> None:
-    r"""Haul public medical image collections onto a cluster.
+    """Haul public medical image collections onto a cluster.
 
     A planner writes a manifest, array tasks download, verify and compress one shard each, a reduce job joins the
     results into .tar.xz archives that are reproducible, verifiable, and readable one series at a time.

@@ -34,12 +34,13 @@ def plan(config: Path, dry_run: bool, as_json: bool) -> None:
         click.echo(render_plan(result, read_config(config)))
 
 
-def make_plan(config: Config, *, dry_run: bool = False) -> Plan:
-    """Plan a run with progress on a terminal. Raises what `plan_run` raises."""
+def make_plan(config: Config, *, dry_run: bool = False, on_progress: Callable[[int], None] | None = None) -> Plan:
+    """Plan a run, by default with progress on a terminal. Raises what `plan_run` raises."""
+    from pipeline.demo.embed import resolve_demo
     from pipeline.plan.idc import IdcPlanSource
     from pipeline.plan.planner import plan_run
 
-    return plan_run(config, IdcPlanSource(config), dry_run=dry_run, on_progress=_progress())
+    return plan_run(config, IdcPlanSource(resolve_demo(config)), dry_run=dry_run, on_progress=on_progress or _progress())
 
 
 def _progress() -> Callable[[int], None]:

@@ -93,7 +93,7 @@ def _do(
     run_dir: RunDir, config: Config, shard: int, connections: int, *, life: Life, stop: Stop, log: object
 ) -> Receipt:
     from pipeline.sources.idc import IdcFetcher
-    from pipeline.task.cache import ScratchCache
+    from pipeline.task.cache import ScratchCache, remove_cache
     from pipeline.task.detail import DetailLog
     from pipeline.task.intake import scratch_path
     from pipeline.task.resources import choose_workers, find_scratch, granted_cores, scratch_candidates
@@ -108,28 +108,40 @@ def _do(
     cores = settings.cores or granted_cores(os.environ)
     workers = choose_workers(settings.memory, cores, share, config.archive.block_bytes)
     logger.info("%d compressors, %d blocks in flight, %d connections", *workers)
-    work = ShardTask(run_dir, config, shard, life=life, stop=stop, log=log, workers=workers)
+    work = ShardTask(
+        run_dir, config, shard, life=life, stop=stop, log=log, workers=workers,
+        second_round_wait=settings.second_round_wait,
+    )  # fmt: skip
     adopted = work.adopt()
     todo = work.to_do()
     cache = None
+    endpoints = config
+    if config.sources.idc.s3_endpoint == "demo":
+        from pipeline.demo.embed import resolve_demo
+
+        endpoints = resolve_demo(config)
     policy = Policy(
-        attempts=settings.attempts, deadline=settings.item_deadline, stall=settings.stall, min_rate=settings.min_rate
-    )
+        attempts=settings.attempts, deadline=settings.item_deadline, stall=settings.stall, min_rate=settings.min_rate,
+        base=settings.retry_base, slow_base=4 * settings.retry_base,
+    )  # fmt: skip
     with ConnectionPool(limit=workers.connections) as pool:
         transport = Transport(pool, policy, stop=stop.event, on_event=log.record)
-        fetcher = IdcFetcher(config.sources.idc, transport)
+        fetcher = IdcFetcher(endpoints.sources.idc, transport)
+        candidates = scratch_candidates(settings.scratch, os.environ)
         if todo:
             needed = work.scratch_needed(todo)
             scratch, told = find_scratch(
-                scratch_candidates(settings.scratch, os.environ), needed,
+                candidates, needed,
                 allow_shared=settings.allow_shared_scratch, configured=bool(settings.scratch),
             )  # fmt: skip
             logger.info("%s", told)
-            name = f"{work.manifest.sha256[:12]}-{shard:06d}"
             cache = ScratchCache(scratch_path(scratch), name)
             if life.job and not sys.stderr.isatty():
                 # Many tasks start in the same second; the site should not see them all at once.
                 stop.event.wait(random.uniform(0, settings.start_jitter))  # noqa: S311 - jitter
+        else:
+            for _, place in candidates:
+                remove_cache(scratch_path(Path(place)), name)
         keep = True
         try:
             work.beat("starting", None, 0, force=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from pipeline.dicom.walker import (
 MAX_INFLATED = (
     2**31
 )  # bytes of scratch one deflated file may take; deflate reaches 1000:1, so a small file can be a bomb
-MAX_HEADER = 4 * 2**20  # bytes pydicom may read: it makes objects of some hundred bytes for every eight of them
+MAX_HEADER = 2 * 2**20  # bytes pydicom may read: it makes objects of some hundred bytes for every eight of them
 _CHUNK = 2**20
 
 
@@ -91,7 +92,7 @@ def read_header_with_pydicom(path: Path, tags: frozenset[int]) -> tuple[dict[int
 
     values: dict[int, bytes] = {}
     try:
-        with _BoundedReader(path) as file:
+        with _BoundedReader(os.fspath(path)) as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
             pos = file.tell()
         for tag in tags:

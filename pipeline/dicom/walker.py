@@ -147,7 +147,7 @@ def walk(buf: Buffer, pos: int, syntax: Syntax, wanted: frozenset[int], found: E
     """
     size = len(buf)
     head, explicit, short_vrs = (syntax.short if syntax.explicit else syntax.item), syntax.explicit, _SHORT_VRS
-    start = pos
+    start, lost = pos, False
     try:
         while pos < size:
             start = pos
@@ -162,7 +162,8 @@ def walk(buf: Buffer, pos: int, syntax: Syntax, wanted: frozenset[int], found: E
                 if not group and _is_padding(buf, start):
                     break
                 group, element, length, pos = _element_head(buf, pos, syntax)
-                if vr not in _LONG_VRS and group != 0xFFFE:
+                if vr not in _LONG_VRS and group != 0xFFFE and not lost:
+                    lost = True  # once: a hostile file has millions
                     found.warn(f"unknown VR {vr!r} at byte {start}")
             else:
                 vr = b""
@@ -199,7 +200,12 @@ def _ended(buf: Buffer, start: int, syntax: Syntax) -> WalkError:
 
 
 def _is_padding(buf: Buffer, pos: int) -> bool:
-    return len(buf) - pos <= MAX_PADDING and not buf[pos:].strip(b"\0")
+    """Whether nothing but zeros follows; `malformed` when that is a hole, too large or with something behind it."""
+    if buf[pos : pos + 8].strip(b"\0"):
+        return False
+    if len(buf) - pos > MAX_PADDING or buf[pos:].strip(b"\0"):
+        raise WalkError("malformed", f"zero bytes stand where an element should, at byte {pos}")
+    return True
 
 
 def _element_head(buf: Buffer, pos: int, syntax: Syntax) -> tuple[int, int, int, int]:

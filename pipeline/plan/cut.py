@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 
@@ -73,23 +75,23 @@ def cut_shards(costs: Sequence[int], count: int) -> list[int]:
     if not costs:
         return []
     count = max(1, min(count, len(costs)))
-    low, high = max(costs), sum(costs)
+    ends = [0, *accumulate(costs)]
+    low, high = max(costs), ends[-1]
     while low < high:
         bound = (low + high) // 2
-        if _shards_needed(costs, bound) <= count:
+        if _shards_needed(ends, bound) <= count:
             high = bound
         else:
             low = bound + 1
     return _fill_shards(costs, low, count)
 
 
-def _shards_needed(costs: Sequence[int], bound: int) -> int:
-    needed, held = 1, 0
-    for cost in costs:
-        if held + cost > bound:
-            needed += 1
-            held = 0
-        held += cost
+def _shards_needed(ends: Sequence[int], bound: int) -> int:
+    """Shards that a greedy cut needs, from the running total of the costs, when none may exceed `bound`."""
+    needed = position = 0
+    while position < len(ends) - 1:
+        position = bisect_right(ends, ends[position] + bound, position) - 1
+        needed += 1
     return needed
 
 

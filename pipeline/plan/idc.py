@@ -32,28 +32,28 @@ class IdcPlanSource:
         """Yield the selected series by group and path. Raises `ConfigError` when nothing is selected."""
         selection = self._index.select(self._config.select.idc)
         group_by = self._config.archive.group_by
-        fill = compile_folder(self._config.archive.path)
-        template_columns = [_COLUMN[field] for field in ITEM_FIELDS]
+        fill = compile_folder(self._config.archive.path, ITEM_FIELDS)
         group_column = {"collection": "collection_id", "licence": "license_short_name", "run": ""}[group_by]
-        columns = [*template_columns, *([group_column] if group_column else [])]
+        columns = [*(_COLUMN[field] for field in ITEM_FIELDS), *([group_column] if group_column else [])]
+        fields = len(ITEM_FIELDS)
+        sort_words: dict[str, str] = {}
 
         def sort_keys() -> Iterator[tuple[int, str]]:
-            for number, *values in selection.scan(columns):
-                texts = ["" if value is None else str(value) for value in values]
-                path = fill(dict(zip(ITEM_FIELDS, texts, strict=False)))
+            for number, *found in selection.scan(columns):
+                values = ["" if value is None else value for value in found] if None in found else found
+                group = values[fields] if group_column else ""
+                word = sort_words.get(group)
+                if word is None:
+                    word = sort_words[group] = _sort_word(group)
                 # A space sorts before all that a path may hold; groups are encoded so that they hold none.
-                yield number, f"{_sort_word(texts[-1] if group_column else '')} {path}"
+                yield number, f"{word} {fill(values[:fields])}"
 
         for row in selection.ordered(sort_keys()):
             if row.source_DOI:
                 self._dois.add(row.source_DOI)
-            group = {
-                "collection": row.collection_id,
-                "licence": row.license_short_name,
-                "run": self._config.run.name,
-            }[group_by]
+            group = getattr(row, group_column) or "unknown" if group_column else self._config.run.name
             yield Selected(
-                group or "unknown",
+                group,
                 Item(
                     id=row.SeriesInstanceUID,
                     path=row.path.partition(" ")[2],

@@ -76,8 +76,7 @@ class _Spool:
         self.sizes = array("q")
         self.files = array("q")
         self.groups: list[Group] = []
-        self.licences: Counter[str] = Counter()
-        self.licence_bytes: Counter[str] = Counter()
+        self.licences: dict[str, tuple[int, int]] = {}
         self.unknown = 0
 
     def fill(self, source: PlanSource, on_progress: Callable[[int], None]) -> None:
@@ -100,8 +99,8 @@ class _Spool:
                 path = item.path
                 self.sizes.append(item.bytes)
                 self.files.append(item.files)
-                self.licences[item.licence] += 1
-                self.licence_bytes[item.licence] += max(0, item.bytes)
+                count, size = self.licences.get(item.licence, (0, 0))
+                self.licences[item.licence] = (count + 1, size + max(0, item.bytes))
                 self.unknown += item.bytes < 0
                 pending.append(encoder.encode(item))
                 if len(pending) == 4096:
@@ -200,7 +199,7 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
         items=len(spool.sizes),
         files=sum(max(0, count) for count in spool.files),
         bytes=sum(max(0, size) for size in spool.sizes),
-        licences={name: (count, spool.licence_bytes[name]) for name, count in spool.licences.most_common()},
+        licences=dict(sorted(spool.licences.items(), key=lambda pair: -pair[1][0])),
         archives=index.archives,
         shards=len(index.shards),
         largest_shard=max(shard.bytes for shard in index.shards),
