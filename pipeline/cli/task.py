@@ -115,6 +115,7 @@ def _do(
     adopted = work.adopt()
     todo = work.to_do()
     cache = None
+    name = f"{work.manifest.sha256[:12]}-{shard:06d}"
     endpoints = config
     if config.sources.idc.s3_endpoint == "demo":
         from pipeline.demo.embed import resolve_demo

@@ -53,11 +53,12 @@ def compile_folder(template: str, fields: Sequence[str]) -> Callable[[Sequence[s
         # Of several values in a component none may contain what separates them.
         separators = "".join(sorted(set("".join(texts[1:-1])))) if len(names) > 1 else ""
         components.append((texts, [(fields.index(name), separators) for name in names]))
-        rest = "".join(sign for sign in "._=+,@-" if sign not in separators)
-        first = "".join(sign for sign in rest if sign not in ".-")
+        kept = [chr(byte) for byte in sorted(_BYTES) if chr(byte) not in separators]
+        rest = re.escape("".join(kept))
+        first = re.escape("".join(sign for sign in kept if sign not in ".-"))
         longest = (MAX_COMPONENT - sum(map(len, texts))) // max(1, len(names))
         for name in names:
-            pattern = f"[A-Za-z0-9{re.escape(first)}][A-Za-z0-9{re.escape(rest)}]{{0,{max(0, longest - 1)}}}"
+            pattern = f"[{first}][{rest}]{{0,{max(0, longest - 1)}}}"
             plain[name] = pattern if plain[name] is _ANY else f"(?={plain[name]}\n){pattern}"
     all_plain = re.compile("".join(plain[field] + r"\n" for field in fields)).fullmatch
     used = [index for _, names in components for index, _ in names]
@@ -82,10 +83,13 @@ _ANY = r"[^\n]*"
 
 
 def archive_name(template: str, group: str) -> str:
-    """Name of a group's archive, without suffix: plain letters only, since people type it."""
+    """Name of a group's archive, without suffix: plain letters only, since people type it.
+
+    A group that is not such a name itself is marked with its SHA-256, so that groups which differ only in signs or
+    case do not share a name; so is a group that looks marked.
+    """
     plain = re.sub(r"[^A-Za-z0-9.-]+", "_", group).strip("._-").lower()
-    if plain != group or len(plain) > 100:  # two groups that differ only in signs or case must not share a name
+    if plain != group or not 0 < len(plain) <= 100 or re.search(r"(^|-)[0-9a-f]{8}$", plain):
         digest = hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-        lossless = re.sub(r"[^A-Za-z0-9]+", "_", group).lower() == plain and len(plain) <= 100
-        plain = plain if lossless else f"{plain[:90]}-{digest}".lstrip("-")
+        plain = f"{plain[:90]}-{digest}".lstrip("-")
     return template.replace("{group}", plain)

@@ -84,7 +84,7 @@ class _Spool:
         encoder = msgspec.json.Encoder()
         path = ""
         name, first = "", 0
-        with self._zstd.ZstdCompressor(level=1).stream_writer(self._file, closefd=False) as out:
+        with self._zstd.ZstdCompressor(level=1, threads=1).stream_writer(self._file, closefd=False) as out:
             pending: list[bytes] = []
             for number, (group, item) in enumerate(source.select()):
                 if group != name:
@@ -248,8 +248,10 @@ def _write_manifest(
                         line, item = next(lines), piece.item
                     number = layout.first_item + piece.item
                     items += piece.piece == 0
-                    files += _share(max(0, spool.files[number]), piece)
-                    size += _share(max(0, spool.sizes[number]), piece)
+                    if (count := spool.files[number]) > 0:
+                        files += count if piece.pieces == 1 else _share(count, piece)
+                    if (stated := spool.sizes[number]) > 0:
+                        size += stated if piece.pieces == 1 else _share(stated, piece)
                     taken.append(encode_entry(number, first_frame + piece.frame, piece.piece, piece.pieces, line))
                     position += 1
                 offset, length, sha256 = writer.write_shard(taken)

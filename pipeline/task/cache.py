@@ -36,12 +36,15 @@ class ScratchCache:
         if log.exists():
             self._known = _read_log(log)
         self._log = log.open("ab")
+        if self._log.tell():
+            self._log.write(b"\n")  # what comes must not continue a torn line
         self._lock = threading.Lock()
 
     def frame_folder(self, frame: int) -> Path:
-        """Where the raw files of a frame go."""
+        """Where the raw files of a frame go. Raises `StorageError`."""
         folder = self.folder / f"frame-{frame}"
-        folder.mkdir(exist_ok=True)
+        with storage_errors(folder):
+            folder.mkdir(exist_ok=True)
         return folder
 
     def find(self, key: str) -> RawFile | None:
@@ -90,18 +93,43 @@ class ScratchCache:
         self._lock_file.close()
 
 
+def remove_cache(base: Path, name: str) -> None:
+    """Remove what earlier lives of a shard left, when there is nothing more to do with it."""
+    if any(base.glob(f"{name}*")):
+        ScratchCache(base, name).close(keep=False)
+
+
 def _claim_folder(base: Path, name: str) -> tuple[Path, contextlib.ExitStack]:
-    for folder in (base / name, base / f"{name}.{os.getpid()}"):
+    own = base / f"{name}.{os.getpid()}"
+    for folder in (base / name, own):
+        stack = _lock_folder(folder)
+        if stack is not None:
+            break
+    else:
+        raise AssertionError("a folder named by this process is locked by another")
+    for stale in base.glob(f"{name}.*"):  # of lives that found the first folder taken, and died
+        if stale != own and (dead := _lock_folder(stale)) is not None:
+            shutil.rmtree(stale, ignore_errors=True)
+            dead.close()
+    return folder, stack
+
+
+def _lock_folder(folder: Path) -> contextlib.ExitStack | None:
+    """Make a folder and lock it; None when a living process has it."""
+    while True:
         folder.mkdir(exist_ok=True, mode=0o700)
         stack = contextlib.ExitStack()
-        lock = stack.enter_context((folder / "lock").open("w"))
         try:
+            lock = stack.enter_context((folder / "lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat()):
+                return stack
         except BlockingIOError:
             stack.close()
-            continue
-        return folder, stack
-    raise AssertionError("a folder named by this process is locked by another")
+            return None
+        except FileNotFoundError:
+            pass
+        stack.close()  # its owner removed the folder meanwhile
 
 
 def _read_log(log: Path) -> dict[str, RawFile]:

@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipeline.dicom.check import check_dicom
-from pipeline.dicom.choose import choose_chain
 from pipeline.errors import InterruptedRunError, ItemError, MedhaulError
 from pipeline.model import Entry, RawFile
 from pipeline.records import PieceRecord
 from pipeline.sources.base import Body, Fetcher
+from pipeline.sources.verified import fetch_verified
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog
 from pipeline.task.pack import FrameJob, PieceJob
@@ -201,38 +200,16 @@ class Intake:
             return known
         name = hashlib.sha256(body.cache_key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         path = self._cache.frame_folder(frame) / name
-        partial = path.with_suffix(".tmp")
-        received = self._fetcher.fetch(body, partial, deadline)
-        with self._lock:
-            self.downloaded += received.size
         try:
-            header = check_dicom(partial, series_uid=body.entry.item.id)
+            file, warnings = fetch_verified(self._fetcher, body, path, deadline)
         except ItemError as error:
-            partial.unlink(missing_ok=True)
-            # Without a hash from the site the bytes may have been damaged on the way.
-            doubtful = not {"md5", "sha256"} & set(received.evidence)
             self._log.event("refused", key=body.file.key, reason=error.reason, message=str(error))
-            raise ItemError(error.reason, f"{body.file.key}: {error}", transient=doubtful) from None
-        os.replace(partial, path)
-        file = RawFile(
-            name=f"{header.sop_instance_uid}.dcm",
-            local=str(path),
-            size=received.size,
-            sha256=received.sha256,
-            md5=received.md5,
-            key=body.file.key,
-            evidence=received.evidence,
-            route=received.route,
-            chain=choose_chain(header, ".dcm"),
-        )
+            raise
+        with self._lock:
+            self.downloaded += file.size
         self._cache.add(body.cache_key, file)
         self._log.event(
-            "verified",
-            key=file.key,
-            bytes=file.size,
-            evidence=file.evidence,
-            chain=file.chain,
-            warnings=header.warnings,
+            "verified", key=file.key, bytes=file.size, evidence=file.evidence, chain=file.chain, warnings=warnings
         )
         return file
 

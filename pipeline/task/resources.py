@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -104,7 +105,8 @@ def find_scratch(
     for name, text in candidates:
         path = Path(text)
         if configured:
-            path.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # what is wrong with it is told below
+                path.mkdir(parents=True, exist_ok=True)
         problem = _scratch_problem(path.resolve(), mountinfo, needed, allow_shared=allow_shared)
         if not problem:
             return path.resolve(), f"scratch: {path} ({name})" + "".join(f"; not {other}" for other in refused)

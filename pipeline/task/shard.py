@@ -42,7 +42,6 @@ HEARTBEAT_SECONDS = 5.0
 # Entries that fail as unavailable, one after another with nothing good between, before the site counts as down.
 SITE_DOWN_AFTER = 40
 SPOILED_TRIES = 2
-SECOND_ROUND_WAIT = 20.0
 
 
 class Life(NamedTuple):
@@ -90,7 +89,7 @@ class ShardTask:
         stop: Stop,
         log: DetailLog,
         workers: Workers,
-        second_round_wait: float = SECOND_ROUND_WAIT,
+        second_round_wait: float,
     ) -> None:
         self.run_dir = run
         self.config = config

@@ -1,0 +1,156 @@
+"""`medhaul ls`: what an archive holds, from its index alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+import msgspec
+
+from pipeline.cli.progress import printable
+from pipeline.units import render_size
+
+if TYPE_CHECKING:
+    from pipeline.archive.index import FailedLine, FileLine, FrameLine, ItemLine, Line
+    from pipeline.archive.reader import ArchiveReader
+
+Kind = Literal["items", "files", "frames"]
+
+
+class ItemRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line of `ls --items --json`; a failed item has `reason` and `message`, and no files."""
+
+    id: str
+    path: str
+    state: Literal["archived", "failed"]
+    files: int
+    bytes: int
+    licence: str = ""
+    frame: int | None = None
+    piece: int = 0
+    pieces: int = 1
+    reason: str = ""
+    message: str = ""
+
+
+class FileRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A line of `ls --files --json`; `offset` is where the content begins in the archive's tar bytes."""
+
+    path: str
+    item: str
+    size: int
+    sha256: str
+    frame: int
+    offset: int
+    key: str = ""
+    evidence: list[str] = []
+    route: str = ""
+
+
+class FrameRow(msgspec.Struct, frozen=True):
+    """A line of `ls --frames --json`; `blocks` counts them."""
+
+    frame: int
+    offset: int
+    length: int
+    sha256: str
+    tar_offset: int
+    tar_bytes: int
+    blocks: int
+
+
+@click.command()
+@click.argument("archive")
+@click.option("--items", "kind", flag_value="items", default=True, help="Items, one a line (the default).")
+@click.option("--files", "kind", flag_value="files", help="Files, one a line.")
+@click.option("--frames", "kind", flag_value="frames", help="Frames, one a line.")
+@click.option("--long", "-l", "is_long", is_flag=True, help="Sizes, licences and hashes too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line, for programs.")
+@click.option("--index", type=click.Path(path_type=Path), help="Read this index, not the archive's own.")
+def ls(archive: str, kind: Kind, *, is_long: bool, as_json: bool, index: Path | None) -> None:
+    """List what ARCHIVE holds: a .tar.xz file, or an http(s) URL of one.
+
+    Reads the index beside the archive, or the one inside it; nothing is decompressed. Items that failed are listed
+    last.
+    """
+    from pipeline.archive.reader import ArchiveReader
+
+    with ArchiveReader(archive, index) as reader:
+        if as_json:
+            encode = msgspec.json.Encoder().encode
+            for row in list_rows(reader, kind):
+                click.echo(encode(row))
+            return
+        if is_long:
+            head = reader.header()
+            click.echo(
+                f"# {head.name}: {head.items - head.failed} items, {head.failed} failed, {head.files} files, "
+                f"{render_size(head.bytes)} in {render_size(reader.source.size)}"
+            )
+        for row in list_rows(reader, kind):
+            click.echo(render_row(row, is_long=is_long))
+
+
+def list_rows(reader: ArchiveReader, kind: Kind) -> Iterator[ItemRow | FileRow | FrameRow]:
+    """Yield the rows of one kind, in archive order. Raises `ConfigError` when the index is damaged."""
+    if kind == "frames":
+        yield from _frame_rows(reader.lines())
+    elif kind == "files":
+        for frame, item, files in reader.items():
+            for file in files:
+                yield file_row(frame, item, file)
+    else:
+        for frame, item, _ in reader.items():
+            yield item_row(frame, item)
+        for failed in reader.failed():
+            yield failed_row(failed)
+
+
+def _frame_rows(lines: Iterator[Line]) -> Iterator[FrameRow]:
+    from pipeline.archive.index import FrameLine
+
+    for line in lines:
+        if isinstance(line, FrameLine):
+            yield FrameRow(
+                line.frame, line.offset, line.length, line.sha256, line.tar_offset, line.tar_bytes, len(line.blocks)
+            )
+
+
+def item_row(frame: FrameLine, item: ItemLine) -> ItemRow:
+    """An archived item, or piece of one."""
+    return ItemRow(
+        item.id, item.path, "archived", item.files, item.bytes, item.licence, frame.frame, item.piece, item.pieces
+    )
+
+
+def failed_row(line: FailedLine) -> ItemRow:
+    """An item that is not in the archive."""
+    return ItemRow(line.id, line.path, "failed", 0, 0, reason=line.reason, message=line.message)
+
+
+def file_row(frame: FrameLine, item: ItemLine, file: FileLine) -> FileRow:
+    """A file."""
+    from pipeline.archive.lines import member_path
+
+    path = member_path(item, file)
+    return FileRow(path, item.id, file.size, file.sha256, frame.frame, file.offset, file.key, file.evidence, file.route)
+
+
+def render_row(row: ItemRow | FileRow | FrameRow, *, is_long: bool) -> str:
+    """A row for people; columns are parted by two spaces. Pure."""
+    if isinstance(row, FrameRow):
+        text = (
+            f"{row.frame:>7}  {row.blocks:>5} blocks  {render_size(row.length):>8} of {render_size(row.tar_bytes):>8}"
+        )
+        return f"{text}  at {row.offset}  {row.sha256}" if is_long else text
+    if isinstance(row, FileRow):
+        return printable(f"{row.sha256}  {row.size:>11}  {row.path}" if is_long else row.path)
+    piece = f" (piece {row.piece + 1} of {row.pieces})" if row.pieces > 1 else ""
+    if row.state == "failed":
+        return printable(f"{row.id}  FAILED {row.reason}: {row.message}".rstrip(": "))
+    if is_long:
+        sizes = f"{row.files:>6} files  {render_size(row.bytes):>8}  frame {row.frame}"
+        return printable(f"{row.id}  {sizes}  {row.licence}  {row.path}{piece}")
+    return printable(f"{row.id}  {row.path}{piece}")

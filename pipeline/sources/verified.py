@@ -1,0 +1,54 @@
+"""The verified path of one body: downloaded, compared with the site's evidence, checked as DICOM, named by its UID."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.dicom.check import check_dicom
+from pipeline.dicom.choose import choose_chain
+from pipeline.errors import ItemError
+from pipeline.model import RawFile
+from pipeline.sources.base import Body, Fetcher
+
+
+class Verified(NamedTuple):
+    """A file that is whole and belongs to its series, and what is odd about it all the same."""
+
+    file: RawFile
+    warnings: tuple[str, ...]
+
+
+def fetch_verified(fetcher: Fetcher, body: Body, path: Path, deadline: float) -> Verified:
+    """Bring a body to `path`; what is not whole and right never gets that name.
+
+    Raises
+    ------
+    ItemError
+        Why it is not: what the fetcher says, or the DICOM check.
+    StorageError, InterruptedRunError
+        From the fetcher.
+    """
+    partial = path.with_suffix(".tmp")
+    received = fetcher.fetch(body, partial, deadline)
+    try:
+        header = check_dicom(partial, series_uid=body.entry.item.id)
+    except ItemError as error:
+        partial.unlink(missing_ok=True)
+        # Without a hash from the site the bytes may have been damaged on the way.
+        doubtful = not {"md5", "sha256"} & set(received.evidence)
+        raise ItemError(error.reason, f"{body.file.key}: {error}", transient=doubtful) from None
+    os.replace(partial, path)
+    file = RawFile(
+        name=f"{header.sop_instance_uid}.dcm",
+        local=str(path),
+        size=received.size,
+        sha256=received.sha256,
+        md5=received.md5,
+        key=body.file.key,
+        evidence=received.evidence,
+        route=received.route,
+        chain=choose_chain(header, ".dcm"),
+    )
+    return Verified(file, header.warnings)
