@@ -83,7 +83,7 @@ def _start(buckets: Path, port_file: Path, log: Path) -> None:
     with log.open("ab") as out:
         process = subprocess.Popen(
             [
-                sys.executable, "-m", "pipeline.demo.site", str(buckets), "--port-file", str(port_file),
+                sys.executable, "-m", "pipeline.demo", str(buckets), "--port-file", str(port_file),
                 "--parent-pid", "1", "--lifetime", str(LIFETIME),
             ],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/",

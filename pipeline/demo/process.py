@@ -66,7 +66,7 @@ def start_site(root: Path, *options: str, timeout: float = 30.0) -> Iterator[Sit
     """
     with tempfile.TemporaryDirectory(prefix="medhaul-demo-") as folder:
         port_file, faults_file = Path(folder, "port"), Path(folder, "faults.json")
-        command = [sys.executable, "-m", "pipeline.demo.site", str(root), "--port-file", str(port_file)]
+        command = [sys.executable, "-m", "pipeline.demo", str(root), "--port-file", str(port_file)]
         command += ["--faults", str(faults_file), "--parent-pid", str(os.getpid()), *options]
         source = str(Path(__file__).parents[2])
         path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.demo.site", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.demo", description=__doc__)
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder that holds one folder for each bucket")
     parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0: any (default)")
     parser.add_argument("--port-file", type=Path, metavar="F", help="write the port there once it answers")

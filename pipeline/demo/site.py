@@ -1,6 +1,6 @@
 """An archive site on this machine: the part of S3 that anonymous readers use, with faults on demand.
 
-`with DemoSite(store) as site:` serves from threads of this process; `python -m pipeline.demo.site ROOT` from a process
+`with DemoSite(store) as site:` serves from threads of this process; `python -m pipeline.demo ROOT` from a process
 of its own, which ends with its parent or after its lifetime. Binds to 127.0.0.1 only.
 """
 
@@ -329,9 +329,3 @@ def plan_object(
         length=end - start,
         fault=fault,
     )
-
-
-if __name__ == "__main__":
-    from pipeline.demo.process import main
-
-    sys.exit(main())

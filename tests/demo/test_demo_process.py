@@ -89,7 +89,7 @@ def test_a_site_ends_with_its_parent(root, tmp_path):
 
 def test_a_site_ends_after_its_lifetime(root):
     """A lifetime of a moment is over in a moment, with exit code 0."""
-    command = [sys.executable, "-m", "pipeline.demo.site", str(root), "--lifetime", "0.1"]
+    command = [sys.executable, "-m", "pipeline.demo", str(root), "--lifetime", "0.1"]
     environ = {**os.environ, "PYTHONPATH": SOURCE}
     done = subprocess.run(command, env=environ, capture_output=True, timeout=20, check=True)
     assert b"http://127.0.0.1:" in done.stdout
