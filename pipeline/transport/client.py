@@ -1,0 +1,190 @@
+"""The transport: small bodies into memory, objects into files, every failure an `ItemError` that says why."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from pipeline.transport.download import Download, Haul, Sink
+from pipeline.transport.evidence import Tally, normalise_etag
+from pipeline.transport.exchange import Exchange, RequestError
+from pipeline.transport.pool import ConnectionPool
+from pipeline.transport.retry import Policy, Runtime, Verdict
+from pipeline.transport.trial import Event, Means, Trial
+
+MIB = 1 << 20
+# Large enough that system calls and lock hand-overs do not count, small enough to stay in a core's cache for two hashes
+# and a write.
+BUFFER = 512 << 10
+# How often an object may turn out to be another one than listed before that is the result.
+CHANGES = 1
+_ENCODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress"})
+
+
+class Response(msgspec.Struct, frozen=True):
+    """A successful answer with its whole body. Header names are lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Transport:
+    """Fetches over one pool with one policy. Thread-safe: one instance serves all threads of a process.
+
+    Parameters
+    ----------
+    stop
+        When set, whatever is under way raises `InterruptedRunError` within about half a second.
+    on_event
+        Called from the working threads for each response, failure and retry, with a flat record fit for JSON: `event`
+        (`response`, `failure`, `retry`), `url` (without query), `status`, `bytes`, `seconds`, `reason`, ...
+    """
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        policy: Policy | None = None,
+        runtime: Runtime | None = None,
+        stop: threading.Event | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self._means = Means(pool, policy or Policy(), runtime or Runtime(), stop or threading.Event(), on_event)
+        self._local = threading.local()
+
+    def fetch_bytes(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        limit: int = 16 * MIB,
+        deadline_at: float | None = None,
+    ) -> Response:
+        """Return a small answer (a listing) whole, asking again as the policy allows.
+
+        Parameters
+        ----------
+        limit
+            Most bytes of the body.
+        deadline_at
+            On the runtime's clock; by default the policy's deadline from now.
+
+        Raises
+        ------
+        ItemError
+            `withdrawn`, `forbidden`, `unavailable`, `size` (longer than `limit`).
+        InterruptedRunError
+        ConfigError
+            The proxy variables cannot be used.
+        """
+        trial = self._trial(url, deadline_at, 0)
+        while True:
+            try:
+                with trial.ask(headers or {}) as exchange:
+                    return Response(exchange.head.status, exchange.head.headers, _read(exchange, limit))
+            except (RequestError, OSError, http.client.HTTPException) as error:
+                failure = trial.explain(error)
+                if failure.verdict in {Verdict.CHANGED, Verdict.UNSATISFIABLE}:
+                    raise trial.give_up(failure) from error
+                trial.wait(failure, reached=0)
+
+    def download(
+        self,
+        url: str,
+        dest: Path,
+        *,
+        size: int,
+        etag: str = "",
+        deadline_at: float | None = None,
+        resume: bool = True,
+    ) -> Download:
+        """Write one object to `dest` and return its hashes and the evidence for it; on failure nothing is left there.
+
+        Parameters
+        ----------
+        dest
+            On scratch: mode 0600, not synced.
+        size, etag
+            As listed. An MD5 ETag must be the body's; a multipart one is compared for likely part sizes.
+        deadline_at
+            On the runtime's clock; by default the policy's deadline from now.
+        resume
+            Whether a broken body is continued by a Range request.
+
+        Raises
+        ------
+        ItemError
+            `withdrawn`, `forbidden`, `unavailable`, `size`, `checksum`.
+        StorageError
+            `dest` cannot be written.
+        InterruptedRunError
+        ConfigError
+            The proxy variables cannot be used.
+        """
+        clock = self._means.runtime.clock
+        begun = clock()
+        trial = self._trial(url, deadline_at, size)
+        etag = normalise_etag(etag)
+        with Sink(dest, Tally(size, etag)) as sink:
+            haul = Haul(sink, size, etag, resume=resume)
+            changes = 0
+            while True:
+                try:
+                    with trial.ask(haul.request_headers()) as exchange:
+                        haul.accept(exchange.head)
+                        haul.receive(exchange.body, self._buffer())
+                        evidence = haul.prove()
+                    break
+                except (RequestError, OSError, http.client.HTTPException) as error:
+                    failure = trial.explain(error)
+                    changes += failure.verdict is Verdict.CHANGED
+                    if changes > CHANGES:
+                        raise trial.give_up(failure) from error
+                    haul.fail(failure)
+                    trial.wait(failure, reached=sink.furthest)
+            sink.close()
+            digests = sink.tally.digests()
+            return Download(
+                path=dest,
+                size=digests.size,
+                md5=digests.md5,
+                sha256=digests.sha256,
+                evidence=evidence,
+                attempts=trial.requests,
+                seconds=clock() - begun,
+                resumed=haul.resumed,
+            )
+
+    def _trial(self, url: str, deadline_at: float | None, size: int) -> Trial:
+        if deadline_at is None:
+            deadline_at = self._means.runtime.clock() + self._means.policy.deadline
+        return Trial(self._means, url, deadline_at, size)
+
+    def _buffer(self) -> memoryview:
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = memoryview(bytearray(BUFFER))
+        return buffer
+
+
+def _read(exchange: Exchange, limit: int) -> bytes:
+    """Read a body of at most `limit` bytes that is stored as it is sent."""
+    body = exchange.body
+    coding = exchange.head.headers.get("content-encoding", "").lower()
+    if coding in _ENCODINGS:
+        raise RequestError(
+            "unavailable", Verdict.RETRY, f"the answer is {coding}-encoded although identity was asked for"
+        )
+    data = bytearray()
+    buffer = memoryview(bytearray(min(max(body.length, 1), limit + 1) if body.length >= 0 else 64 << 10))
+    while body.length <= limit and not body.done:
+        data += buffer[: body.readinto(buffer)]
+        if len(data) > limit:
+            break
+    if body.length > limit or len(data) > limit:
+        raise RequestError("size", Verdict.PERMANENT, f"the answer is longer than {limit} bytes")
+    return bytes(data)

@@ -1,0 +1,232 @@
+"""One object on its way to a file: where its bytes go, which answers continue it, what the next request says."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from pipeline.errors import StorageError
+from pipeline.transport.evidence import MismatchError, Stated, Tally, classify_evidence, normalise_etag, read_stated
+from pipeline.transport.exchange import RequestError
+from pipeline.transport.retry import Verdict
+from pipeline.transport.wire import Body, Head, ShortBodyError, parse_length
+
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Download(msgspec.Struct, frozen=True):
+    """A file that came whole and passed every check that the site made possible.
+
+    Attributes
+    ----------
+    evidence
+        What its bytes were compared with, best first: `sha256`, `md5`, `etag-multipart`, `size`.
+    attempts
+        Requests sent, the successful one included.
+    seconds
+        From the call to the end, waits included.
+    resumed
+        How many of the requests continued a broken body.
+    """
+
+    path: Path
+    size: int
+    md5: str
+    sha256: str
+    evidence: tuple[str, ...]
+    attempts: int
+    seconds: float
+    resumed: int
+
+
+class Sink:
+    """A file on scratch and the hashes of what is in it. Leaving the context by an exception removes the file.
+
+    Every failure of the file is a `StorageError`, so that none is taken for a failure of the network.
+    """
+
+    def __init__(self, path: Path, tally: Tally) -> None:
+        self._path = path
+        self.tally = tally
+        self.furthest = 0
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self._fd = os.open(self._path, flags, 0o600)
+            os.fchmod(self._fd, 0o600)  # a file that was there already keeps its mode otherwise
+        except OSError as error:
+            self._abandon()
+            raise self._explain(error) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is not None:
+            self._abandon()
+
+    def feed(self, data: memoryview) -> None:
+        """Hash and write the next bytes."""
+        self.tally.feed(data)
+        self.furthest = max(self.furthest, self.tally.size)
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def restart(self) -> None:
+        """Forget everything fed."""
+        if self.tally.size == 0:
+            return
+        self.tally.reset()
+        try:
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def close(self) -> None:
+        """Close the file; network file systems may report a full disk only now."""
+        fd, self._fd = self._fd, -1
+        try:
+            os.close(fd)
+        except OSError as error:
+            raise self._explain(error) from error
+
+    def _abandon(self) -> None:
+        fd, self._fd = self._fd, -1
+        try:
+            if fd >= 0:
+                os.close(fd)
+        finally:
+            self._path.unlink(missing_ok=True)
+
+    def _explain(self, error: OSError) -> StorageError:
+        hint = (
+            "free space there, or raise the quota, or set [task] scratch to a larger place"
+            if error.errno in _FULL
+            else "check that the folder exists and can be written"
+        )
+        return StorageError(f"cannot write {self._path}: {error.strerror or error}", hint=hint)
+
+
+class Haul:
+    """The state of one download between its requests."""
+
+    def __init__(self, sink: Sink, size: int, etag: str, *, resume: bool) -> None:
+        self.sink = sink
+        self.size = size
+        self.etag = etag
+        self.resumed = 0
+        self._resume = resume
+        self._validator = etag
+        self._stated = Stated()
+        self._distrust = False
+
+    def request_headers(self) -> dict[str, str]:
+        """Headers of the next request: from where to go on, under which condition, past caches after wrong bytes."""
+        headers = {"x-amz-checksum-mode": "ENABLED"}
+        if not self._resume:
+            self.sink.restart()
+        have = self.sink.tally.size
+        if have:
+            headers["Range"] = f"bytes={have}-"
+            if self._validator:
+                headers["If-Match"] = f'"{self._validator}"'
+        if self._distrust:
+            headers["Cache-Control"] = "no-cache"
+        return headers
+
+    def accept(self, head: Head) -> None:
+        """Take a 200 or 206 response as the beginning or as what comes next; else raise `RequestError`."""
+        have = self.sink.tally.size
+        start = judge_head(head, have=have, size=self.size, etag=self.etag or (self._validator if have else ""))
+        stated = read_stated(head.status, head.headers)
+        if start:
+            self.resumed += 1
+            self._stated = Stated(sha256=self._stated.sha256, md5=stated.md5 or self._stated.md5)
+            return
+        self.sink.restart()
+        self._stated = stated
+        own = head.headers.get("etag", "")
+        if not self.etag:  # If-Match needs a strong validator, RFC 9110 section 13.1.1
+            self._validator = "" if own.startswith("W/") else normalise_etag(own)
+
+    def receive(self, body: Body, buffer: memoryview) -> None:
+        """Read the body to its end; what comes before a failure is kept.
+
+        Raises `RequestError`, OSError or HTTPException.
+        """
+        while not body.done:
+            count = 0
+            try:
+                while count < len(buffer) and not body.done:
+                    count += body.readinto(buffer[count:])
+            finally:
+                if count:
+                    self.sink.feed(buffer[:count])
+            if self.sink.tally.size > self.size:
+                raise RequestError(
+                    "size", Verdict.RETRY, f"more than the {self.size} bytes of the listing", discard=True
+                )
+        if self.sink.tally.size < self.size:
+            raise ShortBodyError(f"{self.sink.tally.size} of {self.size} bytes came")
+
+    def prove(self) -> tuple[str, ...]:
+        """Return the evidence for the whole body; raises `RequestError` when the site states other hashes."""
+        try:
+            return classify_evidence(self.sink.tally.digests(), self.etag, self._stated)
+        except MismatchError as error:
+            raise RequestError("checksum", Verdict.RETRY, str(error), discard=True) from None
+
+    def fail(self, failure: RequestError) -> None:
+        """Get ready for the next request after a failed one."""
+        # All bytes there and still a failure: there is nothing to ask for from here on.
+        if failure.discard or self.sink.tally.size >= self.size:
+            self._distrust = True
+            self._validator = self.etag
+            self.sink.restart()
+
+
+def judge_head(head: Head, *, have: int, size: int, etag: str) -> int:
+    """Say at which byte of the object the body of a 200 or 206 response starts: 0 or `have`.
+
+    Raises
+    ------
+    RequestError
+        When it is not the object of that size and ETag ("" for any), or not the part that was asked for.
+    """
+    kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "text/html":
+        raise RequestError("size", Verdict.RETRY, f"{head.status} with a web page in place of the object", discard=True)
+    own = normalise_etag(head.headers.get("etag", ""))
+    if etag and own and own != etag:
+        text = f"the object's ETag is {own[:100]!r}, not {etag!r} as in the listing"
+        raise RequestError("checksum", Verdict.CHANGED, text, discard=True)
+    start, expected = 0, size
+    if head.status == 206:
+        start, expected = have, _judge_range(head.headers.get("content-range", ""), have, size)
+    length = parse_length(head)
+    if length not in {-1, expected}:
+        text = f"Content-Length is {length} where {expected} bytes are due"
+        raise RequestError("size", Verdict.RETRY, text, discard=True)
+    return start
+
+
+def _judge_range(value: str, have: int, size: int) -> int:
+    match = _CONTENT_RANGE.fullmatch(value.strip())
+    if match is None or have == 0:
+        raise RequestError("unavailable", Verdict.RETRY, f"206 with Content-Range {value[:60]!r}", discard=True)
+    first, last = int(match[1]), int(match[2])
+    if first != have or not first <= last < size or match[3] not in {str(size), "*"}:
+        text = f"Content-Range is {value[:60]!r} where byte {have} of {size} is due"
+        raise RequestError("size", Verdict.RETRY, text, discard=True)
+    return last - first + 1

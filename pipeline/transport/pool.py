@@ -1,0 +1,226 @@
+"""Connections that are kept alive, under one budget for the whole process."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from pipeline.transport.proxy import Proxy, choose_proxy
+from pipeline.transport.retry import ProxyRefusedError
+from pipeline.transport.wire import Guard, Stream
+
+_TUNNEL_STATUS = re.compile(r"Tunnel connection failed: (\d{3})")
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Whom a connection talks to."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+class Connection:
+    """One open connection, leased to one thread at a time.
+
+    Attributes
+    ----------
+    served
+        How many requests it has been leased for, the present one included.
+    proxy
+        The proxy that wants requests in absolute form; None on a direct connection or through a tunnel.
+    """
+
+    __slots__ = ("idle_since", "origin", "proxy", "served", "sock", "stream")
+
+    def __init__(self, origin: Origin, sock: socket.socket, proxy: Proxy | None) -> None:
+        self.origin = origin
+        self.sock = sock
+        self.proxy = proxy
+        self.stream = Stream(sock)
+        self.served = 0
+        self.idle_since = 0.0
+
+
+class ConnectionPool:
+    """Leases connections; never more than `limit` are open, idle ones included. Thread-safe.
+
+    Parameters
+    ----------
+    limit
+        The budget of the whole process: make one pool per process.
+    environ
+        Where the proxy variables are looked up.
+    context
+        TLS settings; the default verifies certificates against the system's authorities (or SSL_CERT_FILE).
+    connect_timeout
+        Seconds for each of: TCP connect to one address, proxy tunnel, TLS handshake.
+    idle_seconds
+        Age at which an idle connection is closed rather than used: sites and firewalls drop them silently.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        context: ssl.SSLContext | None = None,
+        connect_timeout: float = 10.0,
+        idle_seconds: float = 30.0,
+    ) -> None:
+        if limit < 1:
+            raise ValueError("a pool needs at least one connection")
+        self.limit = limit
+        self._environ = environ
+        self._context = context
+        self._connect_timeout = connect_timeout
+        self._idle_seconds = idle_seconds
+        self._changed = threading.Condition()
+        self._idle: list[Connection] = []  # oldest first
+        self._open = 0
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open now, or being opened."""
+        return self._open
+
+    def lease(self, origin: Origin, guard: Guard, *, fresh: bool = False) -> Connection:
+        """Hand out an idle connection, or open one; waits while the budget is spent. `fresh` never reuses.
+
+        Raises
+        ------
+        OSError
+            Could not connect (`ProxyRefusedError`: the proxy refused).
+        InterruptedRunError, DeadlineError
+            While waiting for the budget.
+        ConfigError
+            The proxy variables cannot be used.
+        """
+        connection = None
+        with self._changed:
+            while True:
+                guard.check()
+                if self._closed:
+                    raise RuntimeError("the connection pool is closed")
+                connection = None if fresh else self._take_idle(origin, guard.clock())
+                if connection is not None:
+                    break
+                if self._open < self.limit:
+                    self._open += 1
+                    break
+                if self._idle:  # of another site: its place in the budget is wanted here
+                    _close(self._idle.pop(0))
+                    break
+                self._changed.wait(guard.slice)
+        if connection is None:
+            connection = self._connect(origin)
+        connection.served += 1
+        return connection
+
+    def release(self, connection: Connection, *, reusable: bool, clock: Callable[[], float]) -> None:
+        """Give a connection back: kept when `reusable`, else closed."""
+        with self._changed:
+            if reusable and not self._closed and not connection.stream.pending:
+                connection.idle_since = clock()
+                self._idle.append(connection)
+            else:
+                _close(connection)
+                self._open -= 1
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Close the idle connections now and the leased ones as they come back; nothing can be leased any more."""
+        with self._changed:
+            self._closed = True
+            for connection in self._idle:
+                _close(connection)
+                self._open -= 1
+            self._idle.clear()
+            self._changed.notify_all()
+
+    def _take_idle(self, origin: Origin, now: float) -> Connection | None:
+        for index in range(len(self._idle) - 1, -1, -1):
+            connection = self._idle[index]
+            if connection.origin != origin:
+                continue
+            del self._idle[index]
+            # Readable without a request means closed by the server, or bytes that belong to no answer.
+            if now - connection.idle_since < self._idle_seconds and not _readable(connection.sock):
+                return connection
+            _close(connection)
+            self._open -= 1
+        return None
+
+    def _connect(self, origin: Origin) -> Connection:
+        try:
+            proxy = choose_proxy(origin.scheme, origin.host, origin.port, self._environ)
+            sock = self._open_socket(origin, proxy)
+            return Connection(origin, sock, proxy if origin.scheme == "http" else None)
+        except BaseException:
+            with self._changed:
+                self._open -= 1
+                self._changed.notify()
+            raise
+
+    def _open_socket(self, origin: Origin, proxy: Proxy | None) -> socket.socket:
+        """Connect by way of `http.client`, which also sets TCP_NODELAY, asks for the tunnel and starts TLS."""
+        host, port = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
+        maker: http.client.HTTPConnection
+        if origin.scheme == "https":
+            maker = http.client.HTTPSConnection(
+                host, port, timeout=self._connect_timeout, context=self._default_context()
+            )
+            if proxy:
+                maker.set_tunnel(origin.host, origin.port, proxy.headers)
+        else:
+            maker = http.client.HTTPConnection(host, port, timeout=self._connect_timeout)
+        try:
+            maker.connect()
+        except OSError as error:
+            maker.close()
+            refused = _TUNNEL_STATUS.match(str(error))
+            if refused:
+                status = int(refused[1])
+                raise ProxyRefusedError(f"the proxy {proxy!r} refused the tunnel: {status}", status) from None
+            raise
+        except http.client.HTTPException:
+            maker.close()
+            raise
+        sock: socket.socket = maker.sock
+        return sock
+
+    def _default_context(self) -> ssl.SSLContext:
+        with self._changed:
+            if self._context is None:
+                self._context = ssl.create_default_context()
+                self._context.set_alpn_protocols(["http/1.1"])
+            return self._context
+
+
+def _readable(sock: socket.socket) -> bool:
+    if isinstance(sock, ssl.SSLSocket) and sock.pending():
+        return True
+    poller = select.poll()
+    poller.register(sock, select.POLLIN | select.POLLHUP)
+    return bool(poller.poll(0))
+
+
+def _close(connection: Connection) -> None:
+    connection.sock.close()
