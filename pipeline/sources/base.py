@@ -52,13 +52,17 @@ class Fetcher(Protocol):
 def cut_files(sizes: Sequence[int], pieces: int) -> list[int]:
     """Spread a cut item's files, in the order of the source's keys, over `pieces` frames: files in each.
 
-    A pure function of the listing. Each piece gets the files whose middle byte lies in its part of the bytes.
+    A pure function of the listing. Each piece gets the files whose middle byte lies in its part of the bytes, and at
+    least one, if there are enough: an item whose largest file outweighs the others must not leave a piece empty.
     """
     counts = [0] * pieces
     total = sum(sizes)
-    held = 0
+    held, last = 0, -1
     for position, size in enumerate(sizes):
         share = (2 * held + size) * pieces // (2 * total) if total else position * pieces // len(sizes)
-        counts[min(pieces - 1, share)] += 1
+        last = min(share, last + 1, pieces - 1)
+        if len(sizes) >= pieces:
+            last = max(last, pieces - (len(sizes) - position))
+        counts[last] += 1
         held += size
     return counts

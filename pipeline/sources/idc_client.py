@@ -107,6 +107,12 @@ def _text(name: str) -> str:
 
 
 def _names(column: str) -> str:
+    """SQL of the different values of a group, for few large groups."""
+    return f'coalesce(list_sort(list(DISTINCT "{column}") FILTER ("{column}" IS NOT NULL)), [])'
+
+
+def _names_of_many(column: str) -> str:
+    """The same for many small groups: a hash table for each would take DuckDB several times the memory."""
     return f'coalesce(list_sort(list_distinct(list("{column}") FILTER ("{column}" IS NOT NULL))), [])'
 
 
@@ -126,7 +132,7 @@ def _level_sql(kind: type[msgspec.Struct], columns: dict[str, str]) -> tuple[str
         return f"{collection}, {patient}, {counts}, {_SUMS}, {_names('Modality')}", "GROUP BY 1, 2 ORDER BY 1, 2"
     if kind is Study:
         facts = f"{first('StudyDate')}, {first('StudyDescription')}"
-        values = f"{collection}, {patient}, {study}, {facts}, {_SUMS}, {_names('Modality')}"
+        values = f"{collection}, {patient}, {study}, {facts}, {_SUMS}, {_names_of_many('Modality')}"
         return values, "GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
     described = _text("SeriesDescription") if "SeriesDescription" in columns else "''"
     places = ", ".join(map(_text, ("license_short_name", "aws_bucket", "crdc_series_uuid")))
@@ -156,7 +162,7 @@ class IdcClient:
             self._index = index
         else:
             source = SourceIdc(index="packaged" if index is None else str(index))
-            self._index = IdcIndex.open(source, memory="150MB", keep_order=True)
+            self._index = IdcIndex.open(source, memory="250MB", keep_order=True)
         self._lister = lister
 
     def __enter__(self) -> Self:

@@ -69,7 +69,7 @@ def test_a_site_ends_with_its_parent(root, tmp_path):
     port_file = tmp_path / "port"
     program = (
         "import subprocess, sys, time\n"
-        f"child = subprocess.Popen([sys.executable, '-m', 'pipeline.demo.site', {str(root)!r}, '--port-file', "
+        f"child = subprocess.Popen([sys.executable, '-m', 'pipeline.demo', {str(root)!r}, '--port-file', "
         f"{str(port_file)!r}], stdout=subprocess.DEVNULL)\nprint(child.pid, flush=True)\ntime.sleep(60)"
     )
     environ = {**os.environ, "PYTHONPATH": SOURCE}
