@@ -24,6 +24,8 @@ HUGE_MEMBER_BLOCKS = 2
 # A block that holds less than this takes members of another class in, rather than end.
 MIN_CLASS_BYTES = 256 << 10
 STORED_CHUNK = 1 << 16
+# Four times what the chains need: a damaged or hostile block header may ask for a dictionary of 4 GiB.
+DECODER_MEMORY = 64 << 20
 
 
 class Sink(Protocol):
@@ -114,7 +116,7 @@ def decode_block(block: bytes | memoryview, size: BlockSize) -> bytes:
         When the block is damaged or not of that size.
     """
     stream = b"".join((stream_header(), block, stream_tail([size], 1)))
-    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_XZ)
+    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=DECODER_MEMORY)
     try:
         # The bound keeps a hostile block from growing; the second call takes in the check, the index and the footer.
         data = decoder.decompress(stream, size.uncompressed)

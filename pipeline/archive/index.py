@@ -14,6 +14,9 @@ import msgspec
 from pipeline.errors import ConfigError
 
 FORMAT = 1
+# A line is longest where a frame has many blocks: 16 MiB are 900 000 of them. Without a bound a few bytes of
+# zstandard could grow into a line of any size.
+MAX_LINE_BYTES = 16 << 20
 
 
 class _Line(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, kw_only=True):
@@ -148,6 +151,8 @@ def read_lines(source: BinaryIO, name: str) -> Iterator[Line]:
             while chunk := reader.read(1 << 20):
                 lines = (rest + chunk).split(b"\n")
                 rest = lines.pop()
+                if len(rest) > MAX_LINE_BYTES:
+                    raise ConfigError(f"{name}: a line is longer than any index has", hint=hint)
                 for data in lines:
                     line = _DECODER.decode(data)
                     if head is None:
@@ -157,7 +162,7 @@ def read_lines(source: BinaryIO, name: str) -> Iterator[Line]:
                     files += isinstance(line, FileLine)
                     frames += isinstance(line, FrameLine)
                     yield line
-    except (zstandard.ZstdError, msgspec.DecodeError) as error:
+    except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: {error}", hint=hint) from None
     # A zstandard frame that is cut short ends without an error, so the counts must show it.
     if rest or head is None or (files, frames) != (head.files, head.frames):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 HEADER_MAGIC = b"\xfd7zXZ\x00"
@@ -103,16 +103,19 @@ def parse_footer(footer: bytes) -> int:
     return int(struct.unpack("<I", footer[4:8])[0] + 1) * 4
 
 
-def parse_index(index: bytes) -> list[BlockSize]:
-    """The blocks that an index lists. Raises `XzFormatError`."""
+def iter_index(index: bytes) -> Iterator[BlockSize]:
+    """Yield the blocks that an index lists, one at a time: an index may list millions. Raises `XzFormatError`."""
     if len(index) < 8 or index[0] != 0 or struct.unpack("<I", index[-4:])[0] != zlib.crc32(index[:-4]):
         raise XzFormatError("the xz index is damaged")
     count, offset = decode_vli(index, 1)
-    blocks = []
     for _ in range(count):
         unpadded, offset = decode_vli(index, offset)
         uncompressed, offset = decode_vli(index, offset)
-        blocks.append(BlockSize(unpadded, uncompressed))
+        yield BlockSize(unpadded, uncompressed)
     if padded(offset) != len(index) - 4 or any(index[offset:-4]):
         raise XzFormatError("the xz index is damaged")
-    return blocks
+
+
+def parse_index(index: bytes) -> list[BlockSize]:
+    """The blocks that an index lists. Raises `XzFormatError`."""
+    return list(iter_index(index))

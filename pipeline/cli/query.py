@@ -8,13 +8,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, get_args
 
 import click
 import msgspec
 
 from pipeline.config import Content
+from pipeline.errors import ItemError, ItemsFailedError
 from pipeline.units import render_size
 
 if TYPE_CHECKING:
@@ -152,10 +155,52 @@ def urls(index: str, provider: Any, **options: Any) -> None:
         print_lines(found.prefix(provider) for found in client.iterate(Series, **_rename(options)))
 
 
+@idc.command()
+@click.argument("series_uid", metavar="SERIES_UID")
+@index_option
+@click.option("--provider", type=click.Choice(["aws", "gcs"]), default="aws", show_default=True, help="Which cloud.")
+def files(series_uid: str, index: str, provider: Any) -> None:
+    """Print the HTTPS URLs of a series' files. Asks the site."""
+    with _open(index) as client, item_border(series_uid):
+        print_lines(iter(client.file_urls(series_uid, provider)))
+
+
+@idc.command()
+@click.argument("series_uid", metavar="SERIES_UID")
+@click.argument("folder", metavar="DEST", type=click.Path(path_type=Path, file_okay=False))
+@index_option
+def download(series_uid: str, folder: Path, index: str) -> None:
+    """Download one series to DEST/SERIES_UID, every file verified; whole or not at all."""
+    with _open(index) as client, item_border(series_uid):
+        paths = client.download_series(series_uid, folder)
+    print_lines(map(str, paths))
+
+
+@contextmanager
+def item_border(series_uid: str) -> Iterator[None]:
+    """Turn an item's failure into the command's."""
+    try:
+        yield
+    except ItemError as error:
+        raise ItemsFailedError(
+            f"{series_uid}: {error.reason}: {error}",
+            hint="try again" if error.transient else "see `medhaul query idc series`",
+        ) from None
+
+
 def _open(index: str) -> IdcClient:
+    from pipeline.config import SourceIdc
     from pipeline.sources.idc_client import IdcClient
 
-    return IdcClient(None if index == "packaged" else index)
+    endpoints = {
+        key: os.environ[name]
+        for name, key in (
+            ("MEDHAUL_IDC_S3_ENDPOINT", "s3_endpoint"),
+            ("MEDHAUL_IDC_MIRROR_ENDPOINT", "mirror_endpoint"),
+        )
+        if name in os.environ
+    }
+    return IdcClient(None if index == "packaged" else index, endpoints=SourceIdc(**endpoints))
 
 
 def _rename(options: dict[str, Any]) -> dict[str, Any]:

@@ -37,16 +37,24 @@ class IdcPlanSource:
         columns = [*(_COLUMN[field] for field in ITEM_FIELDS), *([group_column] if group_column else [])]
         fields = len(ITEM_FIELDS)
         sort_words: dict[str, str] = {}
+        # Paths that begin with their group's own folder bring groups together by themselves; short keys sort faster.
+        by_path = not group_column or (
+            group_by == "collection" and self._config.archive.path.startswith("{collection}/")
+        )
 
         def sort_keys() -> Iterator[tuple[int, str]]:
             for number, *found in selection.scan(columns):
                 values = ["" if value is None else value for value in found] if None in found else found
-                group = values[fields] if group_column else ""
+                path = fill(values[:fields])
+                if by_path:
+                    yield number, path
+                    continue
+                group = values[fields]
                 word = sort_words.get(group)
                 if word is None:
                     word = sort_words[group] = _sort_word(group)
                 # A space sorts before all that a path may hold; groups are encoded so that they hold none.
-                yield number, f"{word} {fill(values[:fields])}"
+                yield number, f"{word} {path}"
 
         for row in selection.ordered(sort_keys()):
             if row.source_DOI:
@@ -56,7 +64,7 @@ class IdcPlanSource:
                 group,
                 Item(
                     id=row.SeriesInstanceUID,
-                    path=row.path.partition(" ")[2],
+                    path=row.path if by_path else row.path.partition(" ")[2],
                     files=row.instanceCount,
                     bytes=row.size_bytes,
                     location=IdcLocation(row.aws_bucket, row.crdc_series_uuid),

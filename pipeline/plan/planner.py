@@ -80,7 +80,7 @@ class _Spool:
         self.unknown = 0
 
     def fill(self, source: PlanSource, on_progress: Callable[[int], None]) -> None:
-        """Take in all items. Raises `ConfigError` when two have one path."""
+        """Take in all items. Raises `ConfigError` when there are none, or two have one path."""
         encoder = msgspec.json.Encoder()
         path = ""
         name, first = "", 0
@@ -96,6 +96,8 @@ class _Spool:
                         f"two items would have the path {path} in the archive; one is {item.id}",
                         hint="give archive.path more fields",
                     )
+                if item.path < path:
+                    raise RuntimeError(f"the source does not keep to the order of paths, at {item.path}")
                 path = item.path
                 self.sizes.append(item.bytes)
                 self.files.append(item.files)
@@ -108,6 +110,8 @@ class _Spool:
                     pending.clear()
                     on_progress(number + 1)
             out.write(b"".join(line + b"\n" for line in pending))
+        if not self.sizes:
+            raise ConfigError("nothing is selected", hint="loosen the conditions of [select]")
         self.groups.append(Group(name, first, len(self.sizes) - first))
         on_progress(len(self.sizes))
 

@@ -15,18 +15,14 @@ from urllib.parse import quote
 import msgspec
 
 from pipeline.config import Content, SelectIdc, SourceIdc
-from pipeline.errors import UsageError
-from pipeline.model import RemoteFile
+from pipeline.model import IdcLocation, Item
 from pipeline.sources.idc_buckets import mirror_bucket
 from pipeline.sources.idc_index import IdcIndex
 from pipeline.sources.idc_rows import BYTES, FILES
 
 Provider = Literal["aws", "gcs"]
 Names = str | Sequence[str] | None
-Lister = Callable[[str, str], Sequence[RemoteFile]]
 T = TypeVar("T", bound=msgspec.Struct)
-
-_ENDPOINTS = {"aws": "https://s3.amazonaws.com", "gcs": "https://storage.googleapis.com"}
 
 
 class Collection(msgspec.Struct, frozen=True):
@@ -82,6 +78,12 @@ class Series(msgspec.Struct, frozen=True):
     licence: str
     bucket: str
     uuid: str
+
+    def item(self) -> Item:
+        """The series as an item of a manifest, in a folder of its own."""
+        uid = self.SeriesInstanceUID
+        where = IdcLocation(self.bucket, self.uuid)
+        return Item(id=uid, path=uid, files=self.files, bytes=self.bytes, location=where, licence=self.licence)
 
     def prefix(self, provider: Provider = "aws") -> str:
         """Where its files lie, as `s3://` or `gs://` URL with a `*`, as s5cmd and gcloud read it."""
@@ -147,23 +149,23 @@ class IdcClient:
     ----------
     index
         A Parquet file, or an open `IdcIndex` (which stays open); default: the installed idc-index-data.
-    lister
-        Lists a series for `file_urls`: given the AWS bucket and crdc_series_uuid, its files with their whole keys
-        (`{uuid}/{instance}.dcm`), all of them, or raising; it is the only part that needs the network.
+    endpoints
+        Where `file_urls` and `download_series` ask: `SourceIdc(s3_endpoint=..., mirror_endpoint=...)`; default: the
+        public buckets. Nothing else needs the network.
 
     Every method that selects takes the same keywords, all of which must hold: `collection`, `patient`, `study` and
     `modality` (a value or several alternatives), `where` (an SQL condition over `columns()`), `content` (`original`,
     `derived` or `both`). A value that the index does not have, and a selection of nothing, raise `ConfigError`.
     """
 
-    def __init__(self, index: IdcIndex | Path | str | None = None, *, lister: Lister | None = None) -> None:
+    def __init__(self, index: IdcIndex | Path | str | None = None, *, endpoints: SourceIdc | None = None) -> None:
         self._owned = not isinstance(index, IdcIndex)
         if isinstance(index, IdcIndex):
             self._index = index
         else:
             source = SourceIdc(index="packaged" if index is None else str(index))
             self._index = IdcIndex.open(source, memory="250MB", keep_order=True)
-        self._lister = lister
+        self._endpoints = endpoints or SourceIdc()
 
     def __enter__(self) -> Self:
         return self
@@ -271,15 +273,46 @@ class IdcClient:
         return sum(max(found.bytes, 0) for found in self.iterate(Series, series=series_uid))
 
     def file_urls(self, series_uid: str, provider: Provider = "aws") -> list[str]:
-        """HTTPS URLs of all files of a series, in the order of their keys. Asks the network, through the lister."""
-        if self._lister is None:
-            raise UsageError("listing files needs the network: no lister was given", hint="IdcClient(lister=...)")
+        """URLs of all files of a series, in the order of their keys. Asks the network.
+
+        Raises
+        ------
+        ItemError
+            When the series cannot be listed, or not as the index states it.
+        """
+        from pipeline.sources.idc_access import IdcAccess
+
+        endpoint = self._endpoints.s3_endpoint if provider == "aws" else self._endpoints.mirror_endpoint
         urls = []
-        for found in self.iterate(Series, series=series_uid):
-            bucket = mirror_bucket(found.bucket) if provider == "gcs" else found.bucket
-            files = sorted(self._lister(found.bucket, found.uuid), key=lambda file: file.key)
-            urls += [f"{_ENDPOINTS[provider]}/{quote(bucket)}/{quote(file.key)}" for file in files]
+        with IdcAccess(self._endpoints) as access:
+            for found in self.iterate(Series, series=series_uid):
+                bucket = mirror_bucket(found.bucket) if provider == "gcs" else found.bucket
+                files = access.list_files(found.item())
+                urls += [f"{endpoint.rstrip('/')}/{quote(bucket)}/{quote(file.key)}" for file in files]
         return urls
+
+    def download_series(
+        self, series_uid: str, folder: Path | str, on_file: Callable[[int], object] = int
+    ) -> list[Path]:
+        """Download a series to `folder/{SeriesInstanceUID}/{SOPInstanceUID}.dcm`, by the path that a run takes.
+
+        Every file is compared with the site's hash and checked as DICOM; the folder is there whole or not at all.
+        `on_file` is told the bytes of each file that is done. Returns the files' paths.
+
+        Raises
+        ------
+        ItemError
+            Why the series cannot be had whole.
+        StorageError
+            When the folder exists already, or cannot be written.
+        """
+        from pipeline.sources.idc_access import IdcAccess
+
+        paths: list[Path] = []
+        with IdcAccess(self._endpoints) as access:
+            for found in self.iterate(Series, series=series_uid):
+                paths += access.download_series(found.item(), Path(folder), on_file)
+        return paths
 
 
 def _several(value: Names) -> tuple[str, ...]:

@@ -8,8 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from pipeline.errors import ConfigError, UsageError
-from pipeline.model import RemoteFile
+from pipeline.errors import ConfigError
 from pipeline.sources import idc_select
 from pipeline.sources.idc_buckets import mirror_bucket
 from pipeline.sources.idc_client import IdcClient, Series
@@ -109,29 +108,6 @@ def test_unknown_series_has_no_size(client: IdcClient) -> None:
     """The size of a series that is not there is an error."""
     with pytest.raises(ConfigError, match=r"9\.9"):
         client.series_size("9.9")
-
-
-def test_file_urls_of_both_clouds(path: Path) -> None:
-    """Files are listed once by AWS names, and given as HTTPS URLs of either cloud, in key order, quoted."""
-    asked = []
-
-    def lister(bucket: str, uuid: str) -> list[RemoteFile]:
-        asked.append((bucket, uuid))
-        return [RemoteFile(f"{uuid}/b c.dcm", 1, ""), RemoteFile(f"{uuid}/a.dcm", 1, "")]
-
-    with IdcClient(path, lister=lister) as client:
-        assert client.file_urls("1.1.2") == [
-            "https://s3.amazonaws.com/idc-open-data-cr/u2/a.dcm",
-            "https://s3.amazonaws.com/idc-open-data-cr/u2/b%20c.dcm",
-        ]
-        assert client.file_urls("1.1.2", "gcs")[0] == "https://storage.googleapis.com/idc-open-cr/u2/a.dcm"
-    assert asked == [("idc-open-data-cr", "u2")] * 2
-
-
-def test_file_urls_need_a_lister(client: IdcClient) -> None:
-    """Without a way to list, listing is refused instead of answered with nothing."""
-    with pytest.raises(UsageError, match="lister"):
-        client.file_urls("1.1.1")
 
 
 def test_prefixes(client: IdcClient) -> None:
