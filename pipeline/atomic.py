@@ -12,6 +12,11 @@ from typing import BinaryIO
 
 from pipeline.errors import StorageError
 
+_UNUSABLE = frozenset(
+    {errno.EACCES, errno.EROFS, errno.EPERM, errno.EIO, errno.ESTALE}
+    | {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+)
+
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
@@ -21,7 +26,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
             raise StorageError(f"{path}: {error.strerror}", hint="free space or quota there, then `resume`") from error
-        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EIO, errno.ESTALE}:
+        if error.errno in _UNUSABLE:
             raise StorageError(f"{path}: {error.strerror}", hint="check the folder's rights and mount") from error
         raise
 

@@ -18,6 +18,7 @@ from pipeline.units import ByteSize, Duration, parse_duration, parse_size
 Content = Literal["original", "derived", "both"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ITEM_FIELDS = ("collection", "PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID")
+HINT = "configs/reference.toml shows every option"
 DEFAULT_PATH = "{collection}/{PatientID}/{StudyInstanceUID}/{Modality}_{SeriesInstanceUID}/{SOPInstanceUID}.dcm"
 
 
@@ -180,13 +181,13 @@ def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         raise ConfigError(f"{path}: {error.strerror}", hint="name a TOML config file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text: {error}", hint="save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own error is a ValueError, as is a number of 5,000 digits
         raise ConfigError(f"{path}: not TOML: {error}", hint="see https://toml.io for the syntax") from None
-    for variable, keys in ENVIRONMENT.items():
-        if environ.get(variable):
-            _set_key(data, keys, environ[variable])
-    config = parse_config(data, str(path))
-    return resolve_paths(config, path.resolve().parent)
+    overrides = [variable for variable in ENVIRONMENT if environ.get(variable)]
+    for variable in overrides:
+        _set_key(data, ENVIRONMENT[variable], environ[variable])
+    file = f"{path} with {', '.join(overrides)}" if overrides else str(path)
+    return resolve_paths(parse_config(data, file), path.resolve().parent, file)
 
 
 def parse_config(data: dict[str, Any], file: str) -> Config:
@@ -194,24 +195,34 @@ def parse_config(data: dict[str, Any], file: str) -> Config:
     try:
         config = msgspec.convert(data, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{file}: {_explain(str(error))}", hint="configs/reference.toml shows every option") from None
+        raise ConfigError(f"{file}: {_explain(str(error))}", hint=HINT) from None
     for key, problem in _impossible(config):
-        raise ConfigError(f"{file}: {key}: {problem}", hint="configs/reference.toml shows every option")
+        raise ConfigError(f"{file}: {key}: {problem}", hint=HINT)
     return config
 
 
-def resolve_paths(config: Config, base: Path) -> Config:
-    """Make the paths of a config absolute, relative ones against `base`; `~` is the user's home."""
+def resolve_paths(config: Config, base: Path, file: str) -> Config:
+    """Make the paths of a config absolute, relative ones against `base`; `~` is the user's home.
 
-    def absolute(text: str) -> str:
-        return str((base / Path(text).expanduser()).resolve()) if text else ""
+    Raises
+    ------
+    ConfigError
+        For a user that there is not, or a loop of symbolic links.
+    """
 
-    root = absolute(config.storage.root)
-    storage = Storage(root=root, logs=absolute(config.storage.logs) or str(Path(root) / "logs"))
+    def absolute(key: str, text: str) -> str:
+        try:
+            return str((base / Path(text).expanduser()).resolve()) if text else ""
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"{file}: {key}: {text!r}: {error}", hint="name a folder that can be there") from None
+
+    root = absolute("storage.root", config.storage.root)
+    logs = absolute("storage.logs", config.storage.logs)
+    storage = Storage(root=root, logs=logs or str(Path(root) / "logs"))
     idc = config.sources.idc
     if idc.index != "packaged":
-        idc = msgspec.structs.replace(idc, index=absolute(idc.index))
-    task = msgspec.structs.replace(config.task, scratch=absolute(config.task.scratch))
+        idc = msgspec.structs.replace(idc, index=absolute("sources.idc.index", idc.index))
+    task = msgspec.structs.replace(config.task, scratch=absolute("task.scratch", config.task.scratch))
     return msgspec.structs.replace(config, storage=storage, sources=Sources(idc=idc), task=task)
 
 
@@ -234,9 +245,9 @@ def _decode(kind: type, value: object) -> object:
 
 def _explain(message: str) -> str:
     """Make msgspec's message name the key path first and, for an unknown key, the nearest allowed ones."""
-    text, _, where = message.partition(" - at `$")
-    where = where.rstrip("`").lstrip(".")
-    unknown = re.search(r"unknown field `(.*)`", text)
+    at = re.fullmatch(r"(.*) - at `\$(?:\.([a-z0-9_.\[\]]*))?`", message, re.DOTALL)  # greedy: values may look like it
+    text, where = (at[1], at[2] or "") if at else (message, "")
+    unknown = re.search(r"unknown field `(.*)`", text, re.DOTALL)
     if unknown:
         fields = _fields_at(where)
         near = difflib.get_close_matches(unknown[1], fields, n=3, cutoff=0.5)
@@ -273,79 +284,53 @@ def _impossible(config: Config) -> list[tuple[str, str]]:
     """List the (key path, problem) of values that have the right type but cannot be."""
     found: list[tuple[str, str]] = []
 
-    def need(*, good: bool, key: str, problem: str) -> None:
+    def need(good: bool, key: str, problem: str) -> None:
         if not good:
             found.append((key, problem))
 
-    archive, task, limits = config.archive, config.task, config.limits
-    need(
-        good=NAME.fullmatch(config.run.name) is not None,
-        key="run.name",
-        problem=f"{config.run.name!r} must be 1 to 100 of A-Z a-z 0-9 . _ - and not start with a sign",
-    )
-    need(good=config.storage.root != "", key="storage.root", problem="must name a folder on shared storage")
+    archive, task, limits, idc = config.archive, config.task, config.limits, config.sources.idc
+    said = f"{config.run.name!r} must be 1 to 100 of A-Z a-z 0-9 . _ - and not start with a sign"
+    need(NAME.fullmatch(config.run.name) is not None, "run.name", said)
+    need(config.storage.root != "", "storage.root", "must name a folder on shared storage")
+    need(idc.index != "", "sources.idc.index", "must name a Parquet file or be 'packaged'")
+    paths = {"storage.root": config.storage.root, "storage.logs": config.storage.logs}
+    for key, path in {**paths, "sources.idc.index": idc.index, "task.scratch": task.scratch}.items():
+        need(path.isprintable(), key, f"{path!r} must be a path of printable letters")
     for name, value in msgspec.structs.asdict(config.select.idc).items():
-        if isinstance(value, tuple):
-            need(good=all(value), key=f"select.idc.{name}", problem="has an empty value")
-    for key in ("s3_endpoint", "mirror_endpoint"):
-        url = getattr(config.sources.idc, key)
-        word = "demo" if key == "s3_endpoint" else ""
-        good = url == word or re.fullmatch(r"https?://[^/\s?#@]+(/[^\s?#]*)?", url) is not None
-        need(
-            good=good,
-            key=f"sources.idc.{key}",
-            problem=f"{url!r} must be an http:// or https:// URL without credentials",
-        )
-    need(
-        good=re.fullmatch(r"(\d+(\.\d+){0,2})?", config.sources.idc.release) is not None,
-        key="sources.idc.release",
-        problem="must look like '25' or '25.0.5'",
-    )
-    need(
-        good=NAME.fullmatch(archive.name.replace("{group}", "x")) is not None
-        and "{" not in archive.name.replace("{group}", ""),
-        key="archive.name",
-        problem="may hold A-Z a-z 0-9 . _ - and {group}",
-    )
+        need(not isinstance(value, tuple) or all(value), f"select.idc.{name}", "must not hold an empty value")
+    for name, word in (("s3_endpoint", "demo"), ("mirror_endpoint", "")):
+        url = getattr(idc, name)
+        said = f"{url!r} must be {word!r} or an http:// or https:// URL without credentials"
+        need(url == word or _is_endpoint(url), f"sources.idc.{name}", said)
+    release = re.fullmatch(r"([0-9]+(\.[0-9]+){0,2})?", idc.release)
+    need(release is not None, "sources.idc.release", "must look like '25' or '25.0.5'")
+    plain, groups = archive.name.replace("{group}", "x"), archive.name.count("{group}")
+    said = "may hold A-Z a-z 0-9 . _ - and, once, {group}; at most 100 letters"
+    need(NAME.fullmatch(plain) is not None and groups <= 1, "archive.name", said)
+    need(archive.group_by == "run" or groups > 0, "archive.name", "needs {group} unless group_by = 'run'")
     for problem in path_template_problems(archive.path):
-        need(good=False, key="archive.path", problem=problem)
-    need(
-        good=archive.name != "" and (archive.group_by == "run" or "{group}" in archive.name),
-        key="archive.name",
-        problem="needs {group} unless group_by = 'run'",
-    )
-    need(
-        good=64 << 10 <= archive.block_bytes <= 64 << 20,
-        key="archive.block_bytes",
-        problem="must be 64 KiB to 64 MiB",
-    )
-    need(
-        good=archive.cut_bytes >= archive.block_bytes,
-        key="archive.cut_bytes",
-        problem="must be at least archive.block_bytes",
-    )
-    need(
-        good=archive.group_bytes <= archive.cut_bytes,
-        key="archive.group_bytes",
-        problem="must be at most archive.cut_bytes",
-    )
-    need(good=config.shards.count >= 0, key="shards.count", problem="must be 0 (automatic) or more")
-    need(good=config.shards.target_bytes > 0, key="shards.target_bytes", problem="must be more than 0")
-    need(good=1 <= limits.connections <= 1024, key="limits.connections", problem="must be 1 to 1024")
-    need(
-        good=1 <= limits.tasks <= limits.connections,
-        key="limits.tasks",
-        problem="must be 1 to limits.connections",
-    )
-    need(good=task.cores >= 0, key="task.cores", problem="must be 0 (all granted) or more")
-    need(good=task.memory >= 256 << 20, key="task.memory", problem="must be at least 256 MiB")
-    need(good=task.scratch_bytes > 0, key="task.scratch_bytes", problem="must be more than 0")
-    need(good=1 <= task.attempts <= 100, key="task.attempts", problem="must be 1 to 100")
-    need(good=task.retry_base > 0, key="task.retry_base", problem="must be more than 0 s")
-    need(good=task.stall >= 1, key="task.stall", problem="must be at least 1 s")
-    need(good=task.item_deadline >= task.stall, key="task.item_deadline", problem="must be at least task.stall")
-    need(good=1 <= config.local.jobs <= 1000, key="local.jobs", problem="must be 1 to 1000")
+        need(False, "archive.path", problem)
+    need(64 << 10 <= archive.block_bytes <= 64 << 20, "archive.block_bytes", "must be 64 KiB to 64 MiB")
+    need(archive.cut_bytes >= archive.block_bytes, "archive.cut_bytes", "must be at least archive.block_bytes")
+    need(archive.group_bytes <= archive.cut_bytes, "archive.group_bytes", "must be at most archive.cut_bytes")
+    need(0 <= config.shards.count <= 10**9, "shards.count", "must be 0 (automatic) to 1,000,000,000")
+    need(config.shards.target_bytes > 0, "shards.target_bytes", "must be more than 0")
+    need(1 <= limits.connections <= 1024, "limits.connections", "must be 1 to 1024")
+    need(1 <= limits.tasks <= limits.connections, "limits.tasks", "must be 1 to limits.connections")
+    need(0 <= task.cores <= 10**6, "task.cores", "must be 0 (all granted) to 1,000,000")
+    need(task.memory >= 256 << 20, "task.memory", "must be at least 256 MiB")
+    need(task.scratch_bytes > 0, "task.scratch_bytes", "must be more than 0")
+    need(1 <= task.attempts <= 100, "task.attempts", "must be 1 to 100")
+    need(task.retry_base > 0, "task.retry_base", "must be more than 0 s")
+    need(task.stall >= 1, "task.stall", "must be at least 1 s")
+    need(task.item_deadline >= task.stall, "task.item_deadline", "must be at least task.stall")
+    need(1 <= config.local.jobs <= 1000, "local.jobs", "must be 1 to 1000")
     return found
+
+
+def _is_endpoint(url: str) -> bool:
+    match = re.fullmatch(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?(?:/[!-~]*)?", url)
+    return match is not None and not set(url) & {"?", "#"} and int(match[1] or 0) < 1 << 16
 
 
 def path_template_problems(template: str) -> list[str]:
@@ -370,8 +355,10 @@ def path_template_problems(template: str) -> list[str]:
         problems.append("{SOPInstanceUID} may stand only in the last component")
     if "}{" in template:
         problems.append("fields of one component need a separator between them")
-    if any(part in {"", ".", "..", ".medhaul"} for part in template.split("/")):
-        problems.append("has an empty, '.' or '..' component, or the reserved '.medhaul'")
+    if any(part[:1] in {"", ".", "-"} for part in template.split("/")):
+        problems.append("has an empty component, or one that begins with '.' or '-'")
+    if len(template) > 400 or any(len(text) > 100 for text in re.split(r"\{[^{}]*\}|/", template)):
+        problems.append("is too long: at most 400 letters, and 100 between two fields")
     return problems
 
 

@@ -31,20 +31,27 @@ def read_record(path: Path, kind: type[T]) -> T:
     ConfigError
         When it is missing, cut short, of another format, or not what it should be; the message names the file.
     """
+    data = _read_bytes(path)
+    if data is None:
+        raise ConfigError(f"{path}: missing", hint="is this the right run directory?")
+    return decode_record(data, kind, path)
+
+
+def _read_bytes(path: Path) -> bytes | None:
+    """A file's bytes; None when it is missing. Raises `ConfigError`."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"{path}: missing", hint="is this the right run directory?") from None
+        return None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", hint="check the folder's rights and mount") from None
-    return decode_record(data, kind, path)
 
 
 def decode_record(data: bytes, kind: type[T], path: Path) -> T:
     """Decode one JSON record that came from `path`. Raises `ConfigError`."""
     try:
         record = msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         hint = "the file was cut short or is not medhaul's; see docs/format.md"
         raise ConfigError(f"{path}: {error}", hint=hint) from None
     if getattr(record, "format", FORMAT) != FORMAT:
@@ -172,9 +179,8 @@ class RunDir:
             When there is a file, but it is damaged or of another shard or manifest: it then proves nothing.
         """
         path = self.receipt(shard)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
+        data = _read_bytes(path)
+        if data is None:
             return None
         receipt = decode_record(data, Receipt, path)
         if receipt.shard != shard or receipt.manifest_sha256 != manifest_sha256:

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,13 +20,12 @@ if TYPE_CHECKING:
     from pipeline.config import Config
     from pipeline.plan.planner import Plan
     from pipeline.records import AttemptPlan
-    from pipeline.report.progress import ProgressView
     from pipeline.report.receipts import Todo
     from pipeline.report.status import Collector, StatusReport
+    from pipeline.report.watch import Interrupts
     from pipeline.schedulers.attempt import Attempt
 
 F = TypeVar("F", bound=Callable[..., Any])
-POLL_SECONDS = 0.5
 
 run_argument = click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -143,7 +141,7 @@ def submit_todo(
     from pipeline.schedulers.choose import choose_scheduler
 
     run = collector.run
-    newest = wait_while_stopping(collector, echo)
+    newest = collector.attempt()
     check_idle(run, newest, assume_dead=assume_dead)
     todo = read_todo_of(collector)
     for shard, why in todo.shards.items():
@@ -179,64 +177,7 @@ def submit_todo(
     return plan
 
 
-def wait_while_stopping(
-    collector: Collector, echo: Echo, *, sleep: Callable[[float], None] = time.sleep
-) -> Attempt | None:
-    """The newest attempt, after a bounded wait for tasks that were told to stop when their controller died."""
-    attempt = collector.attempt()
-    if attempt is None or not attempt.stopping:
-        return attempt
-    echo.note("waiting for tasks of an attempt that was broken off: they note what is finished")
-    deadline = time.monotonic() + collector.run.read_config().local.kill_wait
-    while attempt is not None and attempt.stopping and time.monotonic() < deadline:
-        sleep(POLL_SECONDS)
-        attempt = collector.attempt()
-    return attempt
-
-
-def wait_for(
-    collector: Collector,
-    view: ProgressView,
-    echo: Echo,
-    *,
-    cancel_on_interrupt: bool,
-    sleep: Callable[[float], None] = time.sleep,
-) -> tuple[StatusReport, Attempt | None, bool]:
-    """Wait until the newest attempt is no longer at work; return how it stands, and whether Ctrl-C cancelled it.
-
-    Ctrl-C cancels once and waits on; a second one raises `InterruptedRunError` at once.
-    """
-    from pipeline.schedulers.attempt import Liveness
-
-    cancelled = False
-    attempt: Attempt | None = None
-    try:
-        while True:
-            try:
-                began = time.monotonic()
-                report, attempt = collector.collect()
-                view.show(report)
-                if attempt is None or attempt.liveness is not Liveness.ALIVE:
-                    return report, attempt, cancelled
-                sleep(max(POLL_SECONDS, 4 * (time.monotonic() - began)))
-            except KeyboardInterrupt:
-                if cancelled or not cancel_on_interrupt:
-                    raise InterruptedRunError(
-                        f"{collector.run.path}: no longer watched",
-                        hint=f"see {render_command('medhaul', 'status', str(collector.run.path))}",
-                    ) from None
-                cancelled = True
-                echo.note(
-                    "interrupted: the tasks are told to stop and keep what is finished; Ctrl-C again to leave at once"
-                )
-                attempt = attempt or collector.attempt()
-                if attempt is not None:
-                    collector.scheduler(attempt.plan.scheduler).cancel(attempt.jobs)
-    finally:
-        view.close()
-
-
-def wait_to_end(collector: Collector, echo: Echo) -> None:
+def wait_to_end(collector: Collector, echo: Echo, interrupts: Interrupts) -> None:
     """Wait with progress for the attempt just submitted, tell how it ended, and end the command as the reduce job did.
 
     Raises
@@ -246,10 +187,11 @@ def wait_to_end(collector: Collector, echo: Echo) -> None:
     """
     from pipeline.report.progress import choose_view
     from pipeline.report.render import render_status
+    from pipeline.report.watch import wait_for
 
     have_rich = importlib.util.find_spec("rich") is not None
     view = choose_view(sys.stderr, echo.note, have_rich=have_rich and not echo.quiet)
-    report, attempt, cancelled = wait_for(collector, view, echo, cancel_on_interrupt=True)
+    report, attempt, cancelled = wait_for(collector, view, echo.note, interrupts=interrupts)
     for line in render_status(report, everything=echo.verbose):
         echo.say(line)
     error = choose_outcome(report, attempt, cancelled=cancelled)

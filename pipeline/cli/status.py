@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.common import json_option, make_echo, open_collector, run_argument, verbosity_options, wait_for
+from pipeline.cli.common import json_option, make_echo, open_collector, run_argument, verbosity_options
 from pipeline.errors import UsageError
 
 
@@ -25,6 +25,7 @@ def status(run: Path, *, as_json: bool, watch: bool, quiet: bool, verbose: bool)
     """
     from pipeline.report.progress import choose_view
     from pipeline.report.render import render_status
+    from pipeline.report.watch import wait_for
 
     if as_json and watch:
         raise UsageError("--json and --watch exclude each other", hint="repeat --json as often as you like")
@@ -32,7 +33,7 @@ def status(run: Path, *, as_json: bool, watch: bool, quiet: bool, verbose: bool)
     collector = open_collector(run)
     if watch:
         view = choose_view(sys.stdout, echo.say, have_rich=importlib.util.find_spec("rich") is not None)
-        report, _, _ = wait_for(collector, view, echo, cancel_on_interrupt=False)
+        report, _, _ = wait_for(collector, view, echo.note)
     else:
         report, _ = collector.collect()
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -48,9 +49,11 @@ def submit(
 
 def submit_target(target: Path, echo: Echo, *, scheduler: str, dry_run: bool, wait: bool, assume_dead: bool) -> None:
     """Do what `submit` and `run` promise. Raises `MedhaulError`."""
+    from pipeline.report.render import render_archives
+    from pipeline.report.watch import Interrupts, wait_while_stopping
     from pipeline.schedulers.choose import choose_scheduler
 
-    choose_scheduler(scheduler)  # refuses an impossible choice before a long planning
+    backend, _ = choose_scheduler(scheduler)  # refuses an impossible choice before a long planning
     check_exists(target)
     path = target
     if not target.is_dir():
@@ -63,20 +66,21 @@ def submit_target(target: Path, echo: Echo, *, scheduler: str, dry_run: bool, wa
         else:
             path = plan.run.path
     collector = open_collector(path)
-    made = submit_todo(collector, echo, scheduler=scheduler, assume_dead=assume_dead, dry_run=dry_run)
     if dry_run:
+        submit_todo(collector, echo, scheduler=scheduler, assume_dead=assume_dead, dry_run=True)
         return
-    if made is None:
-        report, _ = collector.collect()
-        from pipeline.report.render import render_archives
-
-        for line in render_archives(report):
-            echo.say(f"archive  {line}")
-        return
-    for line in follow_up(collector.run):
-        echo.say(line)
-    if must_wait(made.scheduler) and not wait:
+    wait_while_stopping(collector, echo.note)
+    if must_wait(backend) and not wait:
         echo.note("inside a Slurm job, whose end would take the tasks with it: waiting for them")
         wait = True
-    if wait:
-        wait_to_end(collector, echo)
+    interrupts = Interrupts()
+    with interrupts if wait else contextlib.nullcontext():
+        made = submit_todo(collector, echo, scheduler=scheduler, assume_dead=assume_dead, dry_run=False)
+        if made is None:
+            for line in render_archives(collector.collect()[0]):
+                echo.say(f"archive  {line}")
+            return
+        for line in follow_up(collector.run):
+            echo.say(line)
+        if wait:
+            wait_to_end(collector, echo, interrupts)

@@ -1,0 +1,275 @@
+"""Where a run stands: receipts decide, heartbeats and the scheduler explain. `StatusReport` is the JSON of `status`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from pipeline.records import FORMAT, Heartbeat, ManifestIndex, Receipt, RunRecord
+from pipeline.report.explain import ShardState, classify_shard, explain_task
+from pipeline.report.receipts import FoundArchive, ReceiptBook, find_archives
+from pipeline.rundir import RunDir
+from pipeline.schedulers.attempt import Attempt, Liveness, read_attempt
+from pipeline.schedulers.base import Scheduler, State, TaskStatus
+from pipeline.schedulers.choose import open_scheduler
+
+STALE_SECONDS = 120.0  # a heartbeat older than this says nothing about speed
+
+
+class RunningShard(msgspec.Struct, frozen=True):
+    """A shard at work. Bytes are of the source; `rate` in bytes per second; `quiet` seconds since its last word."""
+
+    shard: int
+    job: str
+    node: str
+    phase: str
+    bytes: int
+    downloaded: int
+    packed: int
+    entries: int
+    entries_done: int
+    failed: int
+    done_bytes: int
+    rate: float
+    eta: float | None
+    quiet: float
+
+
+class OpenShard(msgspec.Struct, frozen=True):
+    """A shard that is neither done, nor at work, nor waiting: `state` is partial, dead, unknown or not submitted."""
+
+    shard: int
+    state: str
+    reason: str
+    job: str
+
+
+class ReduceReport(msgspec.Struct, frozen=True):
+    """The reduce job of the newest attempt: its scheduler state and what that means."""
+
+    state: str
+    exit_code: int | None
+    reason: str
+
+
+class ArchiveReport(msgspec.Struct, frozen=True):
+    """An archive: `missing`, `partial` or `complete`; `path` and `bytes` are null while it is missing."""
+
+    name: str
+    state: str
+    path: str | None
+    bytes: int | None
+
+
+class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `medhaul status --json` prints.
+
+    Attributes
+    ----------
+    time
+        Unix time of this report.
+    attempt
+        Number of the newest attempt, 0 when there is none; `alive`: `alive`, `ended`, `unknown` or `none`.
+    shards
+        Number of shards by state: done, partial, running, waiting, dead, unknown, not submitted.
+    items, archived, failed
+        Items of the run; those in shards with a receipt that are archived; those that failed.
+    bytes, done_bytes, packed_bytes
+        Planned bytes of the run; of these, done as far as receipts and last words tell; bytes of the finished parts.
+    rate, eta
+        Bytes per second of all tasks at work; seconds left at that rate, null when it cannot be told.
+    """
+
+    format: int
+    run: str
+    name: str
+    time: float
+    attempt: int
+    alive: str
+    scheduler: str
+    shards: dict[str, int]
+    items: int
+    archived: int
+    failed: int
+    bytes: int
+    done_bytes: int
+    packed_bytes: int
+    rate: float
+    eta: float | None
+    reduce: ReduceReport | None
+    archives: list[ArchiveReport]
+    running: list[RunningShard]
+    open: list[OpenShard]
+
+
+class Collector:
+    """Reads a run's state as often as asked; complete receipts are read once."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        clock: Callable[[], float] = time.time,
+        open_scheduler: Callable[[str, RunDir], Scheduler] = open_scheduler,
+    ) -> None:
+        self.run = run
+        self.record: RunRecord = run.read_run()
+        self.index: ManifestIndex = run.read_manifest_index()
+        self.book = ReceiptBook(run, self.index.manifest_sha256)
+        self._clock = clock
+        self._open_scheduler = open_scheduler
+        self._schedulers: dict[str, Scheduler] = {}
+
+    def scheduler(self, name: str) -> Scheduler:
+        """The scheduler of that name, opened once."""
+        if name not in self._schedulers:
+            self._schedulers[name] = self._open_scheduler(name, self.run)
+        return self._schedulers[name]
+
+    def attempt(self) -> Attempt | None:
+        """The newest attempt as it stands; None when there is none."""
+        numbers = self.run.attempts()
+        if not numbers:
+            return None
+        return read_attempt(self.run, numbers[-1], self.scheduler(self.run.read_plan(numbers[-1]).scheduler))
+
+    def collect(self) -> tuple[StatusReport, Attempt | None]:
+        """Read everything once. Raises `ConfigError` when the run itself is damaged."""
+        attempt = self.attempt()
+        self.book.refresh()
+        tasks = attempt.shard_tasks() if attempt else {}
+        heartbeats = {
+            shard: heartbeat
+            for shard in choose_heartbeats(self.book.receipts, tasks)
+            if (heartbeat := read_heartbeat(self.run, shard)) is not None
+            and attempt is not None
+            and heartbeat.attempt == attempt.plan.attempt
+        }
+        report = make_report(
+            self.run.path,
+            self.record,
+            self.index,
+            self.book.receipts,
+            self.book.damaged,
+            attempt,
+            heartbeats,
+            find_archives(self.run, self.index),
+            self._clock(),
+        )
+        return report, attempt
+
+
+def choose_heartbeats(receipts: Mapping[int, Receipt], tasks: Mapping[int, tuple[str, TaskStatus]]) -> list[int]:
+    """Choose the shards whose last words are worth a file open: started in this attempt, and not done. Pure."""
+    return [
+        shard
+        for shard, (_, status) in tasks.items()
+        if status.state not in {State.PENDING, State.COMPLETED, State.CANCELLED}
+        and not (shard in receipts and receipts[shard].state == "complete")
+    ]
+
+
+def read_heartbeat(run: RunDir, shard: int) -> Heartbeat | None:
+    """The last words about a shard; None when there are none, or they are torn."""
+    try:
+        return msgspec.json.decode(run.heartbeat(shard).read_bytes(), type=Heartbeat)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def make_report(
+    path: Path,
+    record: RunRecord,
+    index: ManifestIndex,
+    receipts: Mapping[int, Receipt],
+    damaged: Mapping[int, str],
+    attempt: Attempt | None,
+    heartbeats: Mapping[int, Heartbeat],
+    archives: Mapping[str, FoundArchive],
+    now: float,
+) -> StatusReport:
+    """Put together what was read. Pure."""
+    tasks = attempt.shard_tasks() if attempt else {}
+    counts: Counter[ShardState] = Counter()
+    running: list[RunningShard] = []
+    left: list[OpenShard] = []
+    done_bytes = reported_items = 0
+    for entry in index.shards:
+        shard = entry.shard
+        job, status = tasks.get(shard, ("", None))
+        receipt, heartbeat = receipts.get(shard), heartbeats.get(shard)
+        state, reason = classify_shard(receipt, damaged.get(shard, ""), status, heartbeat)
+        counts[state] += 1
+        if receipt is not None:
+            reported_items += entry.items
+        if state in {ShardState.DONE, ShardState.PARTIAL}:
+            done_bytes += entry.bytes
+        elif state is ShardState.RUNNING:
+            running.append(view_running(shard, job, entry.bytes, heartbeat, now))
+            done_bytes += running[-1].done_bytes
+        if state not in {ShardState.DONE, ShardState.RUNNING, ShardState.WAITING}:
+            left.append(OpenShard(shard, state.value, reason, job))
+    failed = {item.number for receipt in receipts.values() for item in receipt.failed}
+    rate = sum(view.rate for view in running)
+    left_bytes = sum(entry.bytes for entry in index.shards) - done_bytes
+    reduce = attempt.reduce_status() if attempt else None
+    return StatusReport(
+        format=FORMAT,
+        run=str(path),
+        name=record.name,
+        time=now,
+        attempt=attempt.plan.attempt if attempt else 0,
+        alive=attempt.liveness.value if attempt else "none",
+        scheduler=attempt.plan.scheduler if attempt else "",
+        shards={state.value: counts[state] for state in ShardState},
+        items=record.items,
+        archived=max(0, reported_items - len(failed)),
+        failed=len(failed),
+        bytes=record.bytes,
+        done_bytes=done_bytes,
+        packed_bytes=sum(receipt.packed_bytes for receipt in receipts.values()),
+        rate=rate,
+        eta=left_bytes / rate if rate > 0 and attempt and attempt.liveness is Liveness.ALIVE else None,
+        reduce=None if reduce is None else ReduceReport(reduce.state.value, reduce.exit_code, explain_task(reduce)),
+        archives=[view_archive(archive.name, archives.get(archive.name)) for archive in index.archives],
+        running=running,
+        open=left,
+    )
+
+
+def view_archive(name: str, found: FoundArchive | None) -> ArchiveReport:
+    """Say whether an archive is there. Pure."""
+    if found is None:
+        return ArchiveReport(name, "missing", None, None)
+    return ArchiveReport(name, found.state, str(found.path), found.bytes)
+
+
+def view_running(shard: int, job: str, planned: int, heartbeat: Heartbeat | None, now: float) -> RunningShard:
+    """Say how far a shard at work is: by bytes downloaded in this life, or by frames kept from earlier ones. Pure."""
+    if heartbeat is None:
+        return RunningShard(shard, job, "", "starting", planned, 0, 0, 0, 0, 0, 0, 0.0, None, 0.0)
+    by_frames = planned * heartbeat.frames_done // heartbeat.frames if heartbeat.frames > 0 else 0
+    done = max(0, min(planned, max(heartbeat.bytes_downloaded, by_frames)))
+    quiet = max(0.0, now - heartbeat.time)
+    worked = heartbeat.time - heartbeat.started
+    rate = heartbeat.bytes_downloaded / worked if worked > 0 and quiet < STALE_SECONDS else 0.0
+    return RunningShard(
+        shard=shard,
+        job=job,
+        node=heartbeat.node,
+        phase=heartbeat.phase,
+        bytes=planned,
+        downloaded=heartbeat.bytes_downloaded,
+        packed=heartbeat.bytes_packed,
+        entries=heartbeat.entries,
+        entries_done=heartbeat.entries_done,
+        failed=heartbeat.failed,
+        done_bytes=done,
+        rate=rate,
+        eta=(planned - done) / rate if rate > 0 else None,
+        quiet=quiet,
+    )

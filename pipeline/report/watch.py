@@ -1,0 +1,100 @@
+"""Waiting for an attempt: look, show, sleep; and Ctrl-C, which must not strike between a submission and its record."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Self
+
+from pipeline.errors import InterruptedRunError
+from pipeline.report.progress import ProgressView
+from pipeline.report.status import Collector, StatusReport
+from pipeline.schedulers.attempt import Attempt, Liveness
+
+POLL_SECONDS = 0.5
+
+
+class Interrupts(contextlib.AbstractContextManager["Interrupts"]):
+    """Within it the first Ctrl-C only sets `wanted`; the second raises `KeyboardInterrupt`.
+
+    An exception at any point would leave a started controller that nobody cancels.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._before: Any = None
+        self._installed = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # only there Python runs signal handlers
+            self._before = signal.signal(signal.SIGINT, self._take)
+            self._installed = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, self._before)
+            self._installed = False
+
+    def _take(self, _number: int, _frame: FrameType | None) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+
+
+def wait_for(
+    collector: Collector,
+    view: ProgressView,
+    note: Callable[[str], None],
+    *,
+    interrupts: Interrupts | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[StatusReport, Attempt | None, bool]:
+    """Wait until the newest attempt is no longer at work; return how it stands, and whether Ctrl-C cancelled it.
+
+    With `interrupts` the first Ctrl-C cancels the attempt, and the wait goes on until its tasks have stopped.
+
+    Raises
+    ------
+    InterruptedRunError
+        At the second Ctrl-C.
+    """
+    cancelled = False
+    try:
+        while True:
+            began = time.monotonic()
+            report, attempt = collector.collect()
+            view.show(report)
+            if attempt is None or attempt.liveness is not Liveness.ALIVE:
+                return report, attempt, cancelled
+            if interrupts is not None and interrupts.wanted and not cancelled:
+                cancelled = True
+                note("interrupted: the tasks are told to stop and keep what is finished; Ctrl-C again to leave at once")
+                collector.scheduler(attempt.plan.scheduler).cancel(attempt.jobs)
+            sleep(max(POLL_SECONDS, 4 * (time.monotonic() - began)))
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"{collector.run.path}: no longer watched",
+            hint=f"see: medhaul status {shlex.quote(str(collector.run.path))}",
+        ) from None
+    finally:
+        view.close()
+
+
+def wait_while_stopping(
+    collector: Collector, note: Callable[[str], None], *, sleep: Callable[[float], None] = time.sleep
+) -> None:
+    """Wait, for `local.kill_wait` at most, for tasks that were told to stop when their controller died."""
+    attempt = collector.attempt()
+    if attempt is None or not attempt.stopping:
+        return
+    note("waiting for tasks of an attempt that was broken off: they note what is finished")
+    deadline = time.monotonic() + collector.run.read_config().local.kill_wait
+    while attempt is not None and attempt.stopping and time.monotonic() < deadline:
+        sleep(POLL_SECONDS)
+        attempt = collector.attempt()
