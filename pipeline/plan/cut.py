@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Piece(NamedTuple):
@@ -22,29 +23,69 @@ def count_pieces(size: int, files: int, cut_bytes: int) -> int:
     return max(1, min(files, -(-size // cut_bytes)))
 
 
-def cut_frames(sizes: Sequence[tuple[int, int]], group_bytes: int, cut_bytes: int) -> list[Piece]:
+class FrameCut(Sequence[Piece]):
+    """An archive's items cut into frames: a sequence of pieces, kept as two numbers an item.
+
+    Attributes
+    ----------
+    first
+        The frame of each item's first piece.
+    counts
+        The number of pieces of each item; they lie in consecutive frames.
+    """
+
+    def __init__(self) -> None:
+        self.first = array("q")
+        self.counts = array("q")
+
+    @property
+    def frames(self) -> int:
+        """Frames in all."""
+        return self.first[-1] + self.counts[-1] if self.first else 0
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __iter__(self) -> Iterator[Piece]:
+        for item, (first, count) in enumerate(zip(self.first, self.counts, strict=True)):
+            for piece in range(count):
+                yield Piece(item, piece, count, first + piece)
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FrameCut | list) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def cut_frames(sizes: Iterable[tuple[int, int]], group_bytes: int, cut_bytes: int) -> FrameCut:
     """Cut one archive's items, given in order as (bytes, files), into frames numbered from 0.
 
     Items of at least `group_bytes` are a frame each, or several; smaller neighbours share one until it holds
     `group_bytes`.
     """
-    pieces: list[Piece] = []
+    cut = FrameCut()
+    put_first, put_count = cut.first.append, cut.counts.append
     frame = -1
     held = group_bytes  # bytes in the open group; full, so that the first item opens a frame
-    for item, (stated, files) in enumerate(sizes):
-        size = max(stated, 1)  # a source may state nothing
+    for stated, files in sizes:
+        size = stated if stated > 0 else 1  # a source may state nothing
         if size >= group_bytes:
-            count = count_pieces(size, files, cut_bytes)
-            pieces.extend(Piece(item, piece, count, frame + 1 + piece) for piece in range(count))
+            count = count_pieces(size, files, cut_bytes) if size > cut_bytes else 1
+            put_first(frame + 1)
+            put_count(count)
             frame += count
             held = group_bytes
             continue
-        if held + size > group_bytes:
-            frame += 1
-            held = 0
-        pieces.append(Piece(item, 0, 1, frame))
         held += size
-    return pieces
+        if held > group_bytes:
+            frame += 1
+            held = size
+        put_first(frame)
+        put_count(1)
+    return cut
 
 
 def cut_volumes(sizes: Sequence[int], max_bytes: int) -> list[int]:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,8 @@ from pipeline.atomic import fsync_folder, storage_errors, write_atomic
 from pipeline.config import Archive, Config, Shards
 from pipeline.errors import ConfigError
 from pipeline.manifest import ManifestWriter, encode_entry
-from pipeline.plan.cut import Piece, count_shards, cut_frames, cut_shards, cut_volumes
+from pipeline.model import Item
+from pipeline.plan.cut import FrameCut, count_shards, cut_frames, cut_shards, cut_volumes
 from pipeline.plan.paths import archive_name
 from pipeline.plan.source import PlanSource
 from pipeline.records import FORMAT, ArchiveEntry, ManifestIndex, RunRecord, ShardEntry
@@ -42,7 +43,7 @@ class Layout(NamedTuple):
     name: str
     first_item: int
     items: int
-    pieces: list[Piece]
+    pieces: FrameCut
     shard_frames: list[int]
 
 
@@ -81,37 +82,43 @@ class _Spool:
 
     def fill(self, source: PlanSource, on_progress: Callable[[int], None]) -> None:
         """Take in all items. Raises `ConfigError` when there are none, or two have one path."""
-        encoder = msgspec.json.Encoder()
+        encode = msgspec.json.Encoder().encode_lines
         path = ""
         name, first = "", 0
+        number = 0
+        pending: list[Item] = []
+        totals: dict[str, list[int]] = {}
+        put_size, put_files = self.sizes.append, self.files.append
+        # One thread of its own for the compressor: it works while the next items are made.
         with self._zstd.ZstdCompressor(level=1, threads=1).stream_writer(self._file, closefd=False) as out:
-            pending: list[bytes] = []
-            for number, (group, item) in enumerate(source.select()):
+            for group, item in source.select():
                 if group != name:
                     if number:
                         self.groups.append(Group(name, first, number - first))
                     name, first, path = group, number, ""
-                if item.path == path:
-                    raise ConfigError(
-                        f"two items would have the path {path} in the archive; one is {item.id}",
-                        hint="give archive.path more fields",
-                    )
-                if item.path < path:
-                    raise RuntimeError(f"the source does not keep to the order of paths, at {item.path}")
-                path = item.path
-                self.sizes.append(item.bytes)
-                self.files.append(item.files)
-                count, size = self.licences.get(item.licence, (0, 0))
-                self.licences[item.licence] = (count + 1, size + max(0, item.bytes))
-                self.unknown += item.bytes < 0
-                pending.append(encoder.encode(item))
+                if item.path <= path:
+                    raise _path_error(item, path)
+                number += 1
+                path, size = item.path, item.bytes
+                put_size(size)
+                put_files(item.files)
+                total = totals.get(item.licence)
+                if total is None:
+                    total = totals[item.licence] = [0, 0]
+                total[0] += 1
+                if size >= 0:
+                    total[1] += size
+                else:
+                    self.unknown += 1
+                pending.append(item)
                 if len(pending) == 4096:
-                    out.write(b"\n".join(pending) + b"\n")
+                    out.write(encode(pending))
                     pending.clear()
-                    on_progress(number + 1)
-            out.write(b"".join(line + b"\n" for line in pending))
-        if not self.sizes:
+                    on_progress(number)
+            out.write(encode(pending))
+        if not number:
             raise ConfigError("nothing is selected", hint="loosen the conditions of [select]")
+        self.licences = {licence: (count, size) for licence, (count, size) in totals.items()}
         self.groups.append(Group(name, first, len(self.sizes) - first))
         on_progress(len(self.sizes))
 
@@ -127,6 +134,15 @@ class _Spool:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _path_error(item: Item, before: str) -> Exception:
+    if item.path == before:
+        return ConfigError(
+            f"two items would have the path {before} in the archive; one is {item.id}",
+            hint="give archive.path more fields",
+        )
+    return RuntimeError(f"the source does not keep to the order of paths, at {item.path}")
 
 
 def plan_layouts(
@@ -152,12 +168,16 @@ def plan_layouts(
     return layouts
 
 
-def frame_costs(pieces: list[Piece], sizes: list[tuple[int, int]], file_cost: int) -> list[int]:
+def frame_costs(cut: FrameCut, sizes: Iterable[tuple[int, int]], file_cost: int) -> list[int]:
     """Cost of each frame in bytes: its bytes, and `file_cost` for every file. Pure."""
-    costs = [0] * (pieces[-1].frame + 1)
-    for item, _, count, frame in pieces:
-        size, files = sizes[item]
-        costs[frame] += 1 + (max(0, size) + max(0, files) * file_cost) // count
+    costs = [0] * cut.frames
+    for (size, files), first, count in zip(sizes, cut.first, cut.counts, strict=True):
+        cost = max(size, 0) + max(files, 0) * file_cost
+        if count == 1:
+            costs[first] += cost + 1
+            continue
+        for frame in range(first, first + count):
+            costs[frame] += 1 + cost // count
     return costs
 
 
@@ -239,25 +259,11 @@ def _write_manifest(
         # The settings that decide the archives' bytes are part of what the manifest's SHA-256 stands for.
         writer.write_shard([msgspec.json.encode(header) + b"\n"])
         for layout in layouts:
-            first_shard, position, first_of_shard = len(shards), 0, 0
-            item = -1
-            line = b""
+            first_shard, first_of_shard = len(shards), 0
+            pieces = _LayoutPieces(layout, spool, lines, first_frame)
             for frames in layout.shard_frames:
                 end = first_of_shard + frames
-                taken: list[bytes] = []
-                items = files = size = 0
-                while position < len(layout.pieces) and layout.pieces[position].frame < end:
-                    piece = layout.pieces[position]
-                    if piece.item != item:
-                        line, item = next(lines), piece.item
-                    number = layout.first_item + piece.item
-                    items += piece.piece == 0
-                    if (count := spool.files[number]) > 0:
-                        files += count if piece.pieces == 1 else _share(count, piece)
-                    if (stated := spool.sizes[number]) > 0:
-                        size += stated if piece.pieces == 1 else _share(stated, piece)
-                    taken.append(encode_entry(number, first_frame + piece.frame, piece.piece, piece.pieces, line))
-                    position += 1
+                taken, items, files, size = pieces.take(end)
                 offset, length, sha256 = writer.write_shard(taken)
                 shards.append(
                     ShardEntry(
@@ -286,9 +292,52 @@ def _write_manifest(
     return index
 
 
-def _share(total: int, piece: Piece) -> int:
-    """A piece's planned share of an item's total; the shares of all pieces add up to it."""
-    return total * (piece.piece + 1) // piece.pieces - total * piece.piece // piece.pieces
+class _LayoutPieces:
+    """The manifest lines of one archive, handed out frame by frame."""
+
+    def __init__(self, layout: Layout, spool: _Spool, lines: Iterator[bytes], first_frame: int) -> None:
+        self._cut = layout.pieces
+        self._spool = spool
+        self._lines = lines
+        self._first_item = layout.first_item
+        self._first_frame = first_frame
+        self._item = -1  # the item whose line is at hand
+        self._line = b""
+        self._left = 0  # pieces of it that are still to come
+
+    def take(self, end: int) -> tuple[list[bytes], int, int, int]:
+        """Lines up to frame `end`: (lines, items that begin in them, planned files, planned bytes)."""
+        taken: list[bytes] = []
+        items = files = size = 0
+        firsts, counts, sizes, numbers = self._cut.first, self._cut.counts, self._spool.sizes, self._spool.files
+        while True:
+            if not self._left:
+                if self._item + 1 == len(firsts) or firsts[self._item + 1] >= end:
+                    break
+                self._item += 1
+                self._line = next(self._lines)
+                self._left = counts[self._item]
+                items += 1
+            count = counts[self._item]
+            piece = count - self._left
+            frame = firsts[self._item] + piece
+            if frame >= end:
+                break
+            number = self._first_item + self._item
+            if count == 1:
+                files += max(0, numbers[number])
+                size += max(0, sizes[number])
+            else:
+                files += share_of(max(0, numbers[number]), piece, count)
+                size += share_of(max(0, sizes[number]), piece, count)
+            taken.append(encode_entry(number, self._first_frame + frame, piece, count, self._line))
+            self._left -= 1
+        return taken, items, files, size
+
+
+def share_of(total: int, piece: int, pieces: int) -> int:
+    """A piece's planned share of an item's total; the shares of all pieces add up to it. Pure."""
+    return total * (piece + 1) // pieces - total * piece // pieces
 
 
 def _publish(folder: Path, config: Config, index: ManifestIndex) -> tuple[RunDir, bool]:

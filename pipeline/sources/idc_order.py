@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any, BinaryIO
 
 import msgspec
@@ -13,12 +14,13 @@ _ROW_OVERHEAD = 1500  # bytes of a Python row, beside its longest text
 
 
 def in_rank_order(
-    rows: Iterable[tuple[int, tuple[Any, ...]]], total: int, spill: BinaryIO, held_bytes: int = HELD_BYTES
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of ranks 0 to `total` - 1 in order of rank; each rank must come exactly once.
+    chunks: Iterable[list[tuple[int, tuple[Any, ...]]]], total: int, spill: BinaryIO, held_bytes: int = HELD_BYTES
+) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield the rows of ranks 0 to `total` - 1 in order of rank, in lists; each rank must come exactly once.
 
-    Ranks are gathered in buckets, and a bucket is passed on once it and all before it are full. Rows that come nearly
-    in order never touch the file `spill`; others wait there. Values must be text, numbers or None.
+    `chunks` are lists of (rank, row). Ranks are gathered in buckets, and a bucket is passed on once it and all before
+    it are full. Rows that come nearly in order never touch the file `spill`; others wait there. Values must be text,
+    numbers or None.
 
     Raises
     ------
@@ -32,24 +34,24 @@ def in_rank_order(
     decoder = msgspec.msgpack.Decoder(list[tuple[int, tuple[Any, ...]]])
     current = held = end = 0
 
-    def take(bucket: int) -> list[tuple[int, tuple[Any, ...]]]:
-        nonlocal held
-        found = waiting.pop(bucket, [])
-        held -= sum(_weight(row) for _, row in found)
-        for start, length in spilled.pop(bucket, []):
-            spill.seek(start)
-            found += decoder.decode(spill.read(length))
-        found.sort(key=lambda ranked: ranked[0])
-        return found
-
-    for ranked in rows:
-        bucket = ranked[0] // BUCKET
-        waiting.setdefault(bucket, []).append(ranked)
-        missing[bucket] -= 1
-        held += _weight(ranked[1])
+    for chunk in chunks:
+        held += _weight(chunk)
+        for ranked in chunk:  # a million times: as little as can be
+            bucket = ranked[0] // BUCKET
+            missing[bucket] -= 1
+            group = waiting.get(bucket)
+            if group is None:
+                waiting[bucket] = [ranked]
+            else:
+                group.append(ranked)
         while current < len(missing) and missing[current] == 0:
-            for _, row in take(current):
-                yield row
+            found = waiting.pop(current, [])
+            held -= _weight(found)
+            for start, length in spilled.pop(current, []):
+                spill.seek(start)
+                found += decoder.decode(spill.read(length))
+            found.sort(key=itemgetter(0))
+            yield [row for _, row in found]
             current += 1
         if held > held_bytes:
             for number, group in waiting.items():
@@ -63,5 +65,5 @@ def in_rank_order(
         raise ValueError(f"{sum(missing):,} ranks did not come")
 
 
-def _weight(row: tuple[Any, ...]) -> int:
-    return len(row[-1]) + _ROW_OVERHEAD
+def _weight(group: list[tuple[int, tuple[Any, ...]]]) -> int:
+    return sum([len(ranked[1][-1]) for ranked in group]) + len(group) * _ROW_OVERHEAD

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -137,13 +138,15 @@ class Selection:
             file = Path(tempfile.mkdtemp(dir=self._index.temp)) / "paths.tsv"
             count = _write_paths(paths, file)
             ranks, sorted_file = self._rank(file, count)
-            texts = ", ".join(f"coalesce({name}, '')" for name in TEXT_COLUMNS)
+            texts = [f"coalesce({name}, '')" for name in TEXT_COLUMNS]
+            values = ", ".join([*texts[:5], FILES, *texts[5:], BYTES])  # in the order of SeriesRow
             columns = ", ".join(_json_value(name, kind) for name, kind in self._index.column_types().items())
-            selected = self.stream(f"file_row_number, {texts}, {FILES}, {BYTES}, json_array({columns})::VARCHAR")
-            ranked = ((ranks[row[0]], row) for rows in selected for row in rows if ranks[row[0]] >= 0)
+            selected = self.stream(f"file_row_number, {values}, json_array({columns})::VARCHAR")
+            ranked = ([(ranks[row[0]], row) for row in rows if ranks[row[0]] >= 0] for rows in selected)
             with sorted_file.open(encoding="ascii") as lines, tempfile.TemporaryFile(dir=file.parent) as spill:
-                placed = zip(lines, in_rank_order(ranked, count, spill), strict=True)
-                yield from _ties_by_uid(_series_row(line[:-1], row) for line, row in placed)
+                in_order = in_rank_order(ranked, count, spill)
+                batches = ([SeriesRow(next(lines)[:-1], *row[1:]) for row in rows] for rows in in_order)
+                yield from _ties_by_uid(batches)
             sorted_file.unlink()
 
     def _rank(self, file: Path, count: int) -> tuple[array[int], Path]:
@@ -200,22 +203,17 @@ def _write_paths(paths: Iterable[tuple[int, str]], file: Path) -> int:
     return count
 
 
-def _series_row(path: str, row: tuple[Any, ...]) -> SeriesRow:
-    _, collection, patient, study, series, modality, bucket, uuid, licence, doi, derived, files, size, meta = row
-    return SeriesRow(
-        path, collection, patient, study, series, modality, files, bucket, uuid, licence, doi, derived, size, meta
-    )
-
-
-def _ties_by_uid(rows: Iterable[SeriesRow]) -> Iterator[SeriesRow]:
+def _ties_by_uid(batches: Iterable[list[SeriesRow]]) -> Iterator[SeriesRow]:
     """Sort runs of equal path by SeriesInstanceUID."""
-    held: list[SeriesRow] = []
-    for row in rows:
-        if held and row.path != held[0].path:
-            if len(held) > 1:
-                held.sort(key=lambda tied: tied.SeriesInstanceUID)
-            yield from held
-            held.clear()
-        held.append(row)
-    held.sort(key=lambda tied: tied.SeriesInstanceUID)
+    held: list[SeriesRow] = []  # the last run, which may go on in the next batch
+    for batch in batches:
+        held += batch
+        begin = len(held) - 1
+        while begin and held[begin - 1].path == held[-1].path:
+            begin -= 1
+        done, held = held[:begin], held[begin:]
+        if len({row.path for row in done}) < len(done):
+            done.sort(key=attrgetter("path", "SeriesInstanceUID"))
+        yield from done
+    held.sort(key=attrgetter("SeriesInstanceUID"))
     yield from held

@@ -429,9 +429,10 @@ def test_rank_order_is_restored(total: int, random: Any, held: int) -> None:
     """Rows in any order come out in order of rank, each once, with or without spilling."""
     numbers = list(range(total))
     random.shuffle(numbers)
-    rows = ((number, (number, f"text {number}", None, "x" * (number % 7))) for number in numbers)
+    rows = [(number, (number, f"text {number}", None, "x" * (number % 7))) for number in numbers]
+    chunks = (rows[begin : begin + 1500] for begin in range(0, total, 1500))
     with tempfile.TemporaryFile() as spill:
-        found = list(in_rank_order(rows, total, spill, held))
+        found = [row for batch in in_rank_order(chunks, total, spill, held) for row in batch]
     assert [row[0] for row in found] == list(range(total))
     assert all(tuple(row) == (n, f"text {n}", None, "x" * (n % 7)) for n, row in enumerate(found))
 
@@ -439,7 +440,7 @@ def test_rank_order_is_restored(total: int, random: Any, held: int) -> None:
 def test_missing_ranks_are_an_error() -> None:
     """Ranks that never come are an error, not a shorter result."""
     with tempfile.TemporaryFile() as spill, pytest.raises(ValueError, match="1 ranks"):
-        list(in_rank_order([(0, ("a",)), (2, ("c",))], 3, spill))
+        list(in_rank_order([[(0, ("a",)), (2, ("c",))]], 3, spill))
 
 
 @needs_package
