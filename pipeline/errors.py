@@ -97,3 +97,23 @@ REASONS = {
     "empty": "the item has no files",
     "internal": "a fault in medhaul; the log has the traceback",
 }
+
+
+def render_table() -> str:
+    """The Markdown tables of docs/exit-codes.md: exit codes, and reasons of failed items. Pure."""
+    codes = {0: "Everything asked for is done.", 70: "A fault in medhaul; `medhaul -v` shows the traceback."}
+    for error in (
+        ItemsFailedError,
+        UsageError,
+        SiteUnavailableError,
+        StorageError,
+        InterruptedRunError,
+        CredentialsError,
+        ConfigError,
+    ):
+        codes[error.exit_code] = (error.__doc__ or "").strip()
+    lines = ["| code | meaning |", "|---|---|"]
+    lines += [f"| {code} | {text} |" for code, text in sorted(codes.items())]
+    lines += ["", "| reason | meaning |", "|---|---|"]
+    lines += [f"| `{reason}` | {text} |" for reason, text in REASONS.items()]
+    return "\n".join(lines) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -86,8 +87,9 @@ class Manifest:
         path = self.run.manifest
         try:
             with path.open("rb") as file:
-                file.seek(entry.offset)
-                data = file.read(entry.length)
+                size = os.fstat(file.fileno()).st_size
+                file.seek(max(0, entry.offset))
+                data = file.read(max(0, min(entry.length, size)))
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}", hint=HINT) from None
         if hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -108,7 +110,10 @@ class Manifest:
 def check_whole(run: RunDir) -> None:
     """Compare the whole manifest with the SHA-256 that is the run's identity. Raises `ConfigError`."""
     expected = run.read_run().manifest_sha256
-    found = file_sha256(run.manifest)
+    try:
+        found = file_sha256(run.manifest)
+    except OSError as error:
+        raise ConfigError(f"{run.manifest}: {error.strerror}", hint=HINT) from None
     if found != expected:
         raise ConfigError(f"{run.manifest}: SHA-256 is {found[:12]}, but run.json names {expected[:12]}", hint=HINT)
 

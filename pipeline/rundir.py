@@ -200,7 +200,7 @@ class RunDir:
         for shard in self._numbered("heartbeats", r"(\d{6,})\.json"):
             try:
                 found[shard] = msgspec.json.decode(self.heartbeat(shard).read_bytes(), type=Heartbeat)
-            except (FileNotFoundError, msgspec.DecodeError):
+            except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
                 continue
         return found
 

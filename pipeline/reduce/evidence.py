@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from pipeline.errors import ConfigError
-from pipeline.records import FrameRecord, Receipt
+from pipeline.manifest import Manifest
+from pipeline.records import FailedItem, FrameRecord, Receipt
 from pipeline.rundir import RunDir
 
 _RECORD = msgspec.json.Decoder(FrameRecord)
@@ -55,10 +56,43 @@ def read_shard_index(run: RunDir, receipt: Receipt) -> Iterator[FrameRecord]:
     import zstandard
 
     path = run.parts_folder(receipt.shard) / receipt.index
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint="check the folder's rights and mount") from None
     if hashlib.sha256(data).hexdigest() != receipt.index_sha256:
-        raise ConfigError(f"{path}: not the file that the receipt names", hint=f"medhaul resume {run.path}")
+        # While the file is there, the shard counts as done.
+        hint = f"remove {path.name}, then `medhaul resume {run.path}`"
+        raise ConfigError(f"{path}: not the file that the receipt names", hint=hint)
     with zstandard.ZstdDecompressor().stream_reader(data) as reader:
         text = reader.read()
     for line in text.splitlines():
         yield _RECORD.decode(line)
+
+
+def find_duplicates(run: RunDir, manifest: Manifest, receipts: Sequence[Receipt]) -> Iterator[FailedItem]:
+    """Yield the items that have two files of one name in different pieces: no task sees more than one piece.
+
+    Reads the records of those shards only that hold a piece of a cut item; memory holds the names of one item. Raises
+    `ConfigError`.
+    """
+    number, names, told = -1, set[str](), False
+    for receipt in receipts:
+        # An item that is cut over shards begins in the shard before the one where entries outnumber items.
+        near = manifest.shards[receipt.shard : receipt.shard + 2]
+        if all(shard.entries == shard.items for shard in near):
+            continue
+        items = {entry.number: entry.item for entry in manifest.entries(receipt.shard) if entry.pieces > 1}
+        for record in read_shard_index(run, receipt):
+            for piece in record.pieces:
+                if piece.number not in items:
+                    continue
+                if piece.number != number:
+                    number, names, told = piece.number, set(), False
+                item = items[number]
+                for file in piece.files:
+                    if file.name in names and not told:
+                        told = True
+                        message = f"two files of the series are {file.name.removesuffix('.dcm')}"
+                        yield FailedItem(number, piece.piece, item.id, item.path, "duplicate", message, transient=False)
+                    names.add(file.name)

@@ -34,7 +34,7 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError, StorageError
 from pipeline.manifest import Manifest
 from pipeline.model import Entry
-from pipeline.records import ArchiveEntry, FrameRecord, Receipt
+from pipeline.records import ArchiveEntry, FailedItem, FrameRecord, Receipt
 from pipeline.reduce.evidence import read_shard_index
 from pipeline.reduce.finished import archive_file, index_file
 from pipeline.rundir import RunDir
@@ -80,6 +80,8 @@ class ArchiveJoin:
         Of the archive's shards, in order; with `allow_partial`, of those that have one.
     missing
         Shards without a receipt: all their items are failed for want of it.
+    duplicates
+        Items that failed although their receipts say nothing of it.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class ArchiveJoin:
         archive: ArchiveEntry,
         receipts: list[Receipt],
         missing: list[int],
+        duplicates: list[FailedItem],
         on_progress: Callable[[int], None],
     ) -> None:
         self.run = run
@@ -100,11 +103,11 @@ class ArchiveJoin:
         self.missing = set(missing)
         self.on_progress = on_progress
         self.counts = {"files": 0, "bytes": 0, "frames": 0, "items": 0}
-        self.failed = self._collect_failures()
+        self.failed = self._collect_failures(duplicates)
         self._spool = _Spool()
         self._line: ArchiveLine | None = None
 
-    def _collect_failures(self) -> dict[int, FailedLine]:
+    def _collect_failures(self, duplicates: list[FailedItem]) -> dict[int, FailedLine]:
         """Every failed item once, by number: a cut item fails whole when one of its pieces does."""
         failed: dict[int, FailedLine] = {}
         for shard in sorted(self.missing):
@@ -116,8 +119,8 @@ class ArchiveJoin:
                         message=f"shard {shard} has no receipt",
                     ),
                 )  # fmt: skip
-        for receipt in self.receipts.values():
-            for item in receipt.failed:
+        for items in (*(receipt.failed for receipt in self.receipts.values()), duplicates):
+            for item in items:
                 line = FailedLine(id=item.id, path=item.path, reason=item.reason, message=item.message)
                 failed.setdefault(item.number, line)
         return dict(sorted(failed.items()))
@@ -142,8 +145,6 @@ class ArchiveJoin:
         needed = sum(receipt.packed_bytes for receipt in self.receipts.values())
         with storage_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            for stale in target.parent.glob(f".{target.name}.*.tmp"):
-                stale.unlink(missing_ok=True)
             free = shutil.disk_usage(target.parent).free
         if free < needed * 1.01:
             raise StorageError(

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pipeline.archive.index import ArchiveLine
+from pipeline.atomic import storage_errors
 from pipeline.config import Config
 from pipeline.errors import ItemsFailedError
 from pipeline.manifest import Manifest, check_whole
 from pipeline.records import ArchiveEntry, Receipt
-from pipeline.reduce.evidence import ShardProof, prove_shard
+from pipeline.reduce.evidence import ShardProof, find_duplicates, prove_shard
 from pipeline.reduce.finished import archive_file, read_finished
 from pipeline.reduce.join import ArchiveJoin
 from pipeline.reduce.tables import write_checksums, write_tables
@@ -56,6 +57,7 @@ def reduce_run(run: RunDir, *, allow_partial: bool, on_progress: Callable[[str, 
     config = run.read_config()
     manifest = Manifest(run)
     check_whole(run)
+    remove_stale(run)
     citations = run.read_citations()
     outcomes = []
     sums: dict[str, str] = {}
@@ -93,7 +95,9 @@ def _reduce_archive(
     proofs = [prove_shard(run, shard, manifest.sha256) for shard in shards]
     problems = list_problems(proofs)
     receipts: list[Receipt] = [proof.receipt for proof in proofs if proof.receipt is not None]
-    if problems and (not allow_partial or not any(receipt.archived for receipt in receipts)):
+    duplicates = list(find_duplicates(run, manifest, receipts))
+    problems += [f"{item.id}: {item.reason}: {item.message}" for item in duplicates]
+    if problems and not allow_partial:
         return Outcome(archive, None, problems)
     total = sum(receipt.packed_bytes for receipt in receipts)
     done = 0
@@ -104,7 +108,9 @@ def _reduce_archive(
         on_progress(archive.name, done, total)
 
     missing = [proof.shard for proof in proofs if proof.receipt is None]
-    with ArchiveJoin(run, config, manifest, archive, receipts, missing, progress) as join:
+    with ArchiveJoin(run, config, manifest, archive, receipts, missing, duplicates, progress) as join:
+        if len(join.failed) == archive.items:
+            return Outcome(archive, None, problems)
         joined = join.write_archive()
         write_tables(run, manifest, archive, joined.failed, citations)
         join.write_index()
@@ -116,12 +122,20 @@ def _reduce_archive(
 
 
 def remove_parts(run: RunDir, archive: ArchiveEntry) -> None:
-    """Remove the parts, journals and shard indexes of a complete, verified archive."""
+    """Remove the parts, journals and shard indexes of a complete, verified archive, and what killed tasks left."""
     for shard in range(archive.first_shard, archive.first_shard + archive.shards):
-        folder = run.parts_folder(shard)
-        if folder.is_dir():
-            for path in folder.glob(f"{shard:06d}.*"):
+        for path in run.parts_folder(shard).glob(f"{shard:06d}.*"):
+            path.unlink(missing_ok=True)
+        for folder in (run.parts_folder(shard), run.receipt(shard).parent, run.heartbeat(shard).parent):
+            for path in folder.glob(f".{shard:06d}.*.tmp"):
                 path.unlink(missing_ok=True)
+
+
+def remove_stale(run: RunDir) -> None:
+    """Remove the temporary files of a reduce that was killed."""
+    with storage_errors(run.archives):
+        for path in run.archives.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _judge(run: RunDir, outcomes: list[Outcome]) -> None:

@@ -19,11 +19,11 @@ from pipeline.records import ArchiveEntry
 from pipeline.rundir import RunDir
 
 
-def archived_items(manifest: Manifest, archive: ArchiveEntry, failed_ids: set[str]) -> Iterator[Item]:
-    """The items that an archive holds, in order, each once."""
+def archived_items(manifest: Manifest, archive: ArchiveEntry, failed_paths: set[str]) -> Iterator[Item]:
+    """The items that an archive holds, in order, each once. Paths tell items apart; an index may give an id twice."""
     shards = range(archive.first_shard, archive.first_shard + archive.shards)
     for _, entry in manifest.all_entries(shards):
-        if entry.piece == 0 and entry.item.id not in failed_ids:
+        if entry.piece == 0 and entry.item.path not in failed_paths:
             yield entry.item
 
 
@@ -43,7 +43,7 @@ def write_tables(
 
     def rows() -> Iterator[list[Any]]:
         yield [*columns, "archive_path"]
-        for item in archived_items(manifest, archive, {line.id for line in failed}):
+        for item in archived_items(manifest, archive, {line.path for line in failed}):
             values: list[Any] = msgspec.json.decode(item.meta)
             licences[item.licence] += 1
             licence_bytes[item.licence] += max(0, item.bytes)
@@ -81,7 +81,13 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write rows as RFC 4180 CSV, UTF-8, one line end, atomically."""
     with atomic_file(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        writer = csv.writer(text, lineterminator="\n")
+        # Before Python 3.13 the writer leaves a carriage return without quotes, and readers end the row there.
+        quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in rows:
+            values = list(row)
+            returns = any(isinstance(value, str) and "\r" in value for value in values)
+            (quoting if returns else writer).writerow(values)
         text.detach()
 
 

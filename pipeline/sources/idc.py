@@ -53,9 +53,11 @@ def parse_listing(body: bytes) -> tuple[list[RemoteFile], str]:
     def wrong(what: str) -> ItemError:
         return ItemError("unavailable", f"the site's listing is not S3 XML: {what}", transient=True)
 
+    if b"<!DOCTYPE" in body:
+        raise wrong("it has a document type, as web pages do")
     try:
-        root = ET.fromstring(body)  # noqa: S314 - size-limited; expat refuses entity bombs
-    except ET.ParseError as error:
+        root = ET.fromstring(body)  # noqa: S314 - size-limited, without entities
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last two for what it calls its encoding
         raise wrong(str(error)) from None
     namespace = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
     if root.tag != f"{namespace}ListBucketResult":
@@ -66,10 +68,13 @@ def parse_listing(body: bytes) -> tuple[list[RemoteFile], str]:
         key = element.findtext(f"{namespace}Key") or ""
         size = element.findtext(f"{namespace}Size") or ""
         etag = (element.findtext(f"{namespace}ETag") or "").strip('"')
-        if not key or not size.isdecimal() or len(size) > 18:
+        if not key or not (size.isascii() and size.isdecimal()) or len(size) > 18:
             raise wrong(f"key {key[:80]!r} has size {size[:20]!r}")
         files.append(RemoteFile(unquote_plus(key) if encoded else key, int(size), etag))
-    if root.findtext(f"{namespace}IsTruncated") != "true":
+    truncated = root.findtext(f"{namespace}IsTruncated")
+    if truncated not in {"true", "false"}:
+        raise wrong(f"whether it is truncated is {truncated!r:.80}")
+    if truncated == "false":
         return files, ""
     token = root.findtext(f"{namespace}NextContinuationToken") or ""
     if not token:
@@ -155,12 +160,16 @@ class IdcFetcher:
     def _list_place(self, place: Place, deadline: float | None) -> list[RemoteFile]:
         files: list[RemoteFile] = []
         token = ""
+        seen: set[str] = set()
         for _ in range(MAX_PAGES):
             answer = self._transport.fetch_bytes(place.listing_url(token), limit=LISTING_LIMIT, deadline_at=deadline)
             page, token = parse_listing(answer.body)
             files += page
             if not token:
                 break
+            if token in seen:
+                raise ItemError("unavailable", "the site's listing leads back to an earlier page", transient=True)
+            seen.add(token)
         else:
             raise ItemError("unavailable", f"the site's listing does not end after {MAX_PAGES} pages")
         foreign = [file.key for file in files if not file.key.startswith(f"{place.uuid}/")]

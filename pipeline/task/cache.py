@@ -138,7 +138,7 @@ def _read_log(log: Path) -> dict[str, RawFile]:
     for data in log.read_bytes().splitlines():
         try:
             line = msgspec.json.decode(data, type=_Line)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         known[line.key] = line.file
     return known

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ FLUSH_SECONDS = 10.0
 class DetailLog:
     """Appends JSON lines to a zstandard file; each flush ends a zstd frame, so a torn tail costs seconds at most.
 
-    Counts events by kind in `counts`, and bytes received in `received`.
+    Counts events by kind in `counts`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,19 +33,20 @@ class DetailLog:
         self._lines: list[bytes] = []
         self._flushed = time.monotonic()
         self._lock = threading.Lock()
+        self._closed = False
         self.counts: Counter[str] = Counter()
-        self.received = 0
 
-    def event(self, event: str, **fields: Any) -> None:
+    def event(self, event: str, /, **fields: Any) -> None:
         """Note one event. Never raises: a log that cannot be written must not end a download."""
         self.record({"event": event, **fields})
 
     def record(self, fields: dict[str, Any]) -> None:
         """Note one event that is a dict already, with its kind under `event`."""
-        line = msgspec.json.encode({"t": round(time.time(), 3), **fields}, enc_hook=str)
+        line = _encode({"t": round(time.time(), 3), **fields})
         with self._lock:
             self.counts[str(fields.get("event"))] += 1
-            self.received += int(fields.get("received", 0))
+            if self._closed:
+                return
             self._lines.append(line)
             if len(self._lines) >= 1000 or time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self._flush()
@@ -51,7 +54,9 @@ class DetailLog:
     def close(self) -> None:
         with self._lock:
             self._flush()
-            self._file.close()
+            self._closed = True
+            with self._counting_failures():
+                self._file.close()
 
     def _flush(self) -> None:
         self._flushed = time.monotonic()
@@ -59,8 +64,29 @@ class DetailLog:
             return
         data = self._compressor.compress(b"\n".join(self._lines) + b"\n")
         self._lines.clear()
-        try:
+        with self._counting_failures():
             self._file.write(data)
             self._file.flush()
+
+    @contextlib.contextmanager
+    def _counting_failures(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             self.counts[f"log-failed:{error.strerror}"] += 1  # told at the end of the readable log
+
+
+def _encode(fields: dict[str, Any]) -> bytes:
+    """One line of JSON; what JSON cannot hold (odd objects, lone surrogates, huge numbers) as Python shows it."""
+    try:
+        return msgspec.json.encode(fields, enc_hook=str)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        shown = {_show(key): _show(value) for key, value in fields.items()}
+        return msgspec.json.encode(shown)
+
+
+def _show(value: object) -> str | float | None:
+    if value is None or isinstance(value, float):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -24,6 +24,8 @@ def complete_records(records: Mapping[int, FrameRecord], frames: Mapping[int, Se
         When an entry is neither archived nor failed: a fault in medhaul, never to be papered over.
     """
     ordered = []
+    if records.keys() != frames.keys():
+        raise RuntimeError("the records do not account for the frames of the shard, each once")
     for frame, entries in frames.items():
         record = records[frame]
         expected = [(entry.number, entry.piece) for entry in entries]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from pipeline.atomic import storage_errors
 from pipeline.errors import InterruptedRunError, ItemError, MedhaulError
 from pipeline.model import Entry, RawFile
 from pipeline.records import PieceRecord
@@ -24,6 +25,7 @@ from pipeline.task.detail import DetailLog
 from pipeline.task.pack import FrameJob, PieceJob
 
 logger = logging.getLogger("medhaul.task")
+MAX_MESSAGE = 1000
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -135,6 +137,7 @@ class Intake:
         self._stop = stop
         self._report = report
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="fetch")
+        self.answered = False  # whether the site has given a listing that was right
         self.downloaded = 0
         self.reused = 0
         self._lock = threading.Lock()
@@ -168,6 +171,7 @@ class Intake:
         if work.failure is not None:
             self._settle(frame, work)
             return
+        self.answered = True
         work.waiting = len(bodies)
         for position, body in enumerate(bodies):
             self._pool.submit(self._guard, self._take, frame, work, position, body, deadline)
@@ -201,7 +205,8 @@ class Intake:
         name = hashlib.sha256(body.cache_key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         path = self._cache.frame_folder(frame) / name
         try:
-            file, warnings = fetch_verified(self._fetcher, body, path, deadline)
+            with storage_errors(path):  # a full scratch is not this item's fault
+                file, warnings = fetch_verified(self._fetcher, body, path, deadline)
         except ItemError as error:
             self._log.event("refused", key=body.file.key, reason=error.reason, message=str(error))
             raise
@@ -237,16 +242,21 @@ class _Border:
         if error is None:
             return False
         if isinstance(error, ItemError):
-            failure = Failure(error.reason, str(error), error.transient)
+            failure = Failure(error.reason, render_message(str(error)), error.transient)
         elif isinstance(error, MedhaulError) or not isinstance(error, Exception):
             return False  # full scratch, a stop: not this item's fault
         else:
             logger.error("a fault in medhaul, at %s", self._work.entry.item.id, exc_info=error)
-            failure = Failure("internal", f"{type(error).__name__}: {error}", transient=True)
+            failure = Failure("internal", render_message(f"{type(error).__name__}: {error}"), transient=True)
         with self._work.lock:
             if self._work.failure is None:
                 self._work.failure = failure
         return True
+
+
+def render_message(text: str) -> str:
+    """A message fit for records: of bounded length, and without what UTF-8 cannot hold (names of files can). Pure."""
+    return text[:MAX_MESSAGE].encode("utf-8", "backslashreplace").decode()
 
 
 def scratch_path(folder: Path) -> Path:

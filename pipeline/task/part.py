@@ -54,13 +54,13 @@ def parse_journal(data: bytes) -> Journal:
         line = data[position : end if end >= 0 else len(data)]
         body = line[9:]
         try:
-            if end < 0 or line[8:9] != b" " or int(line[:8], 16) != zlib.crc32(body):
+            if end < 0 or line[:9] != b"%08x " % zlib.crc32(body):
                 break
             if journal.head is None:
                 journal.head = msgspec.json.decode(body, type=JournalHead)
             else:
                 journal.frames.append(_RECORD.decode(body))
-        except (ValueError, msgspec.DecodeError):
+        except (UnicodeDecodeError, RecursionError, msgspec.DecodeError):
             break
         position = end + 1
     journal.torn = len(data) - position
@@ -91,7 +91,8 @@ def adopt_frames(run: RunDir, shard: int, manifest_sha256: str, wanted: range) -
     adopted = Adopted({}, {}, [])
     for life in run.lives(shard):
         path = run.journal(shard, life)
-        journal = parse_journal(path.read_bytes())
+        with storage_errors(path):
+            journal = parse_journal(path.read_bytes())
         if journal.torn:
             adopted.notes.append(f"{path.name}: {journal.torn} bytes at its end were never confirmed and are ignored")
         if journal.head is None:
@@ -115,7 +116,7 @@ def _check_frames(folder: Path, frames: list[FrameRecord], wanted: range, adopte
         path = folder / record.part
         digest = hashlib.sha256()
         try:
-            with path.open("rb") as file:
+            with storage_errors(path), path.open("rb") as file:
                 file.seek(record.offset)
                 left = record.length
                 while left and (data := file.read(min(8 << 20, left))):
@@ -140,9 +141,8 @@ class PartWriter:
         folder = run.parts_folder(shard)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self.life, self._journal = _claim_life(run, shard)
+            self.life, self._journal, self._part = _claim_life(run, shard)
             self.name = run.part_name(shard, self.life)
-            self._part = os.open(folder / self.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             _write_all(self._journal, journal_line(JournalHead(FORMAT, shard, self.life, manifest_sha256)))
             os.fsync(self._journal)
             fsync_folder(folder)
@@ -200,15 +200,21 @@ class PartWriter:
                 os.close(descriptor)
 
 
-def _claim_life(run: RunDir, shard: int) -> tuple[int, int]:
-    """Open the next free journal exclusively: (number of this life, descriptor)."""
-    life = max(run.lives(shard), default=-1) + 1
+def _claim_life(run: RunDir, shard: int) -> tuple[int, int, int]:
+    """Open the next free journal and part exclusively: (number of this life, their descriptors)."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    life = max(run.lives(shard), default=-1)
     while True:
+        life += 1
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-            return life, os.open(run.journal(shard, life), flags, 0o644)
+            journal = os.open(run.journal(shard, life), flags | os.O_APPEND, 0o644)
         except FileExistsError:
-            life += 1
+            continue
+        try:
+            return life, journal, os.open(run.parts_folder(shard) / run.part_name(shard, life), flags, 0o644)
+        except FileExistsError:  # somebody removed its journal: nothing says what is in it
+            os.close(journal)
+            run.journal(shard, life).unlink()
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,18 @@ def choose_workers(memory: int, cores: int, connections: int, block_bytes: int) 
     return Workers(cores, blocks, connections)
 
 
+def peak_memory() -> int:
+    """The most bytes that this process ever had resident.
+
+    From /proc: getrusage also counts what the process had before exec, that is its parent's memory.
+    """
+    with open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
 def scratch_candidates(configured: str, environ: Mapping[str, str]) -> list[tuple[str, str]]:
     """Places to try as scratch, best first, each with where it is named. Pure."""
     if configured:
@@ -79,12 +92,12 @@ def scratch_candidates(configured: str, environ: Mapping[str, str]) -> list[tupl
 def file_system_kind(path: Path, mountinfo: str) -> str:
     """Type of the file system that holds `path`, from the text of /proc/self/mountinfo; empty when unknown. Pure."""
     best, kind = -1, ""
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         before, _, after = line.partition(" - ")
         fields, rest = before.split(), after.split()
         if len(fields) < 5 or not rest:
             continue
-        mount = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        mount = re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), fields[4])
         if (path == Path(mount) or Path(mount) in path.parents) and len(mount) >= best:
             best, kind = len(mount), rest[0]
     return kind
@@ -107,24 +120,29 @@ def find_scratch(
         if configured:
             with contextlib.suppress(OSError):  # what is wrong with it is told below
                 path.mkdir(parents=True, exist_ok=True)
-        problem = _scratch_problem(path.resolve(), mountinfo, needed, allow_shared=allow_shared)
+        try:
+            path = path.resolve()
+        except (OSError, RuntimeError) as error:  # a loop of symbolic links is either, depending on the Python
+            problem = f"cannot be resolved: {error}"
+        else:
+            problem = _scratch_problem(path, mountinfo, needed, allow_shared=allow_shared)
         if not problem:
-            return path.resolve(), f"scratch: {path} ({name})" + "".join(f"; not {other}" for other in refused)
+            return path, f"scratch: {path} ({name})" + "".join(f"; not {other}" for other in refused)
         refused.append(f"{path} ({name}): {problem}")
     raise StorageError("no usable scratch: " + "; ".join(refused), hint="set task.scratch to a node-local folder")
 
 
 def _scratch_problem(path: Path, mountinfo: str, needed: int, *, allow_shared: bool) -> str:
-    if not path.is_dir():
-        return "does not exist"
     try:
+        if not path.is_dir():
+            return "does not exist"
         with tempfile.TemporaryFile(dir=path):
             pass
+        free = shutil.disk_usage(path).free
     except OSError as error:
         return f"not writable: {error.strerror}"
     kind = file_system_kind(path, mountinfo)
     if kind in SHARED_KINDS | MEMORY_KINDS and not allow_shared:
         what = "in memory" if kind in MEMORY_KINDS else "on a network file system"
         return f"{what} ({kind}); task.allow_shared_scratch = true allows it"
-    free = shutil.disk_usage(path).free
     return "" if free >= needed else f"{render_size(free)} free, {render_size(needed)} needed"

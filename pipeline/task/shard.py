@@ -29,7 +29,7 @@ from pipeline.task.finish import complete_records, receipt_counts, write_shard_i
 from pipeline.task.intake import EntryDone, Failure, Fatal, FrameWork, Intake
 from pipeline.task.pack import Broken, Packed, Packer, Spoiled
 from pipeline.task.part import Adopted, PartWriter, adopt_frames, better_record
-from pipeline.task.resources import Workers
+from pipeline.task.resources import Workers, peak_memory
 from pipeline.units import render_duration, render_size
 
 logger = logging.getLogger("medhaul.task")
@@ -38,7 +38,9 @@ logger = logging.getLogger("medhaul.task")
 # repeats little and that memory does not grow with the shard.
 FRAMES_AHEAD = 8
 FILES_AHEAD = 20_000
-HEARTBEAT_SECONDS = 5.0
+# Often while somebody may be watching a life begin, seldom after: shared storage sees every one of them.
+HEARTBEAT_SECONDS = 10.0
+FIRST_HEARTBEATS_SECONDS, FIRST_HEARTBEATS_FOR = 1.0, 20.0
 # Entries that fail as unavailable, one after another with nothing good between, before the site counts as down.
 SITE_DOWN_AFTER = 40
 SPOILED_TRIES = 2
@@ -108,7 +110,6 @@ class ShardTask:
         self.records: dict[int, FrameRecord] = {}
         self._beat_at = 0.0
         self._unavailable = 0
-        self._anything_good = False
 
     def adopt(self) -> Adopted:
         """Take over what earlier lives finished. Raises `ConfigError` for files of another run."""
@@ -173,11 +174,8 @@ class ShardTask:
             finally:
                 self.stop_threads(intake, packer, grace)
                 part.close()
-        if (
-            not self._anything_good
-            and self._unavailable
-            and not any(piece.files for record in self.records.values() for piece in record.pieces)
-        ):
+        pieces = [piece for record in self.records.values() for piece in record.pieces]
+        if intake and not intake.answered and all(p.reason == "unavailable" and p.transient for p in pieces):
             raise SiteUnavailableError(
                 f"shard {self.shard}: nothing could be had from the site; see the log for each item's reason",
                 hint="check network and endpoint (`[sources]` in the config), then `medhaul resume RUN`",
@@ -192,9 +190,9 @@ class ShardTask:
         intake.close()
 
     def note_entry(self, failure: Failure | None) -> None:
-        """Keep count of whether the site answers at all. Raises `SiteUnavailableError` when it is down."""
+        """Keep count of whether the site still delivers. Raises `SiteUnavailableError` when it is down."""
         if failure is None:
-            self._unavailable, self._anything_good = 0, True
+            self._unavailable = 0
         elif failure.reason == "unavailable" and failure.transient:
             self._unavailable += 1
             if self._unavailable >= SITE_DOWN_AFTER:
@@ -215,7 +213,8 @@ class ShardTask:
     def beat(self, phase: str, intake: Intake | None, packed: int, *, force: bool = False, note: str = "") -> None:
         """Write the heartbeat, at most every few seconds."""
         now = time.monotonic()
-        if not force and now - self._beat_at < HEARTBEAT_SECONDS:
+        young = time.time() - self.life.started < FIRST_HEARTBEATS_FOR
+        if not force and now - self._beat_at < (FIRST_HEARTBEATS_SECONDS if young else HEARTBEAT_SECONDS):
             return
         self._beat_at = now
         pieces = [piece for record in self.records.values() for piece in record.pieces]
@@ -243,7 +242,7 @@ class ShardTask:
             node=self.life.node, life=life, started=self.life.started, ended=time.time(),
             downloaded_bytes=intake.downloaded if intake else 0, requests=self.log.counts["response"],
             retries=self.log.counts["retry"], cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
-            max_rss=usage.ru_maxrss * 1024, medhaul=__version__, liblzma=liblzma_version(),
+            max_rss=peak_memory(), medhaul=__version__, liblzma=liblzma_version(),
             **receipt_counts(records, self.entries),
         )  # fmt: skip
         self.run_dir.write_receipt(receipt)

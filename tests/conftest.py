@@ -1,0 +1,20 @@
+"""What all tests share: how hypothesis works here, and an environment without the machine's own settings."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# No deadlines: how long an example takes says nothing on a loaded machine.
+settings.register_profile("medhaul", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.load_profile("medhaul")
+
+
+@pytest.fixture(autouse=True)
+def _no_ambient_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Endpoints and proxies of the environment must not decide a test."""
+    for name in ("S3_ENDPOINT", "MIRROR_ENDPOINT", "INDEX"):
+        monkeypatch.delenv(f"MEDHAUL_IDC_{name}", raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
