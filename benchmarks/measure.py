@@ -1,4 +1,4 @@
-"""Whole-process figures of a child: CPU seconds, wall seconds, peak memory. From the kernel's own accounting (wait4)."""
+"""Whole-process figures of a child from the kernel's accounting (wait4): CPU seconds, wall seconds, peak memory."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class UsageError(MedhaulError):
 
 
 class SiteUnavailableError(MedhaulError):
-    """An archive site, or a mirror of it, does not answer as it should."""
+    """An archive site, a mirror of it, or the scheduler does not answer as it should."""
 
     exit_code = 69
 

@@ -123,7 +123,7 @@ class FrameRecord(msgspec.Struct, frozen=True):
     """A frame in a part: a line of the journal and of the shard index.
 
     `blocks` holds (unpadded size, uncompressed size) of each xz block, as the xz index needs them; `sha256` is of the
-    `length` compressed bytes at `offset` of the part named `part`.
+    `length` compressed bytes at `offset` of the part named `part`; `liblzma` is the version that compressed them.
     """
 
     frame: int
@@ -134,6 +134,7 @@ class FrameRecord(msgspec.Struct, frozen=True):
     tar_bytes: int
     blocks: list[tuple[int, int]]
     pieces: list[PieceRecord]
+    liblzma: str = ""
 
     @property
     def failed(self) -> list[PieceRecord]:

@@ -94,6 +94,10 @@ class RunDir:
     def archives(self) -> Path:
         return self.path / "archives"
 
+    @property
+    def reduce_claim(self) -> Path:
+        return self.path / "reduce.claim"
+
     def attempt_folder(self, attempt: int) -> Path:
         return self.path / "attempts" / f"{attempt:03d}"
 

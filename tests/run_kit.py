@@ -91,7 +91,9 @@ class FakeSource:
     name = "idc"
     release = "25"
 
-    def __init__(self, selected: Iterable[Selected | Item], columns: tuple[str, ...] = ("id", "source_DOI", "x")) -> None:
+    def __init__(
+        self, selected: Iterable[Selected | Item], columns: tuple[str, ...] = ("id", "source_DOI", "x")
+    ) -> None:
         self._selected = [each if isinstance(each, Selected) else Selected("c", each) for each in selected]
         self.columns = list(columns)
 
@@ -256,7 +258,7 @@ def run_and_kill(action: Callable[[], object], at: int) -> tuple[int, int]:
             sys.settrace(trace)
             action()
             code = DONE
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the border of the child process
             traceback.print_exc()
         finally:
             sys.settrace(None)

@@ -40,6 +40,8 @@ class ArchiveLine(_Line, frozen=True, tag="archive"):
     cut_bytes: int
     portable: bool
     liblzma: str
+    cut_files: int = 0
+    libzstd: str = ""
     state: str = ""
     sha256: str = ""
     size: int = 0

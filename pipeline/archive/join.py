@@ -1,25 +1,38 @@
-"""Write an archive from compressed frames: a copy, never a recompression."""
+"""Write an archive from compressed frames: the kernel copies, nothing is recompressed; then read it back and check."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from pipeline.archive.blocks import Sink, write_stored_block
+from pipeline.archive.blocks import write_stored_block
 from pipeline.archive.index import catalogue_path
 from pipeline.archive.tar import END_OF_ARCHIVE, member_header, member_padding
 from pipeline.archive.xz import BlockSize, XzFormatError, stream_header, stream_tail
 
 COPY_BYTES = 8 << 20
+# Between file systems, or on those that cannot: the next way is tried.
+_NOT_THIS_WAY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF})
+
+
+class CopiedFrame(NamedTuple):
+    """A frame in the archive: `length` bytes at `offset`, which must have this SHA-256."""
+
+    offset: int
+    length: int
+    sha256: str
 
 
 class ArchiveWriter:
-    """Writes one archive to a binary file: stream header, frames, catalogue, end of archive, xz index, footer.
+    """Writes one archive to a file: stream header, frames, catalogue, end of archive, xz index, footer.
+
+    Frames are copied unread, by the kernel; `read_back` then proves all of the archive at once.
 
     Attributes
     ----------
@@ -27,22 +40,25 @@ class ArchiveWriter:
         Bytes written so far.
     tar_bytes
         Bytes of tar so far.
+    frames
+        The frames copied so far.
     """
 
-    def __init__(self, out: Sink) -> None:
-        self._out = _HashingFile(out)
+    def __init__(self, out: BinaryIO) -> None:
+        self._descriptor = out.fileno()
         self._blocks = array("Q")
+        self.size = 0
         self.tar_bytes = 0
-        self._out.write(stream_header())
+        self.frames: list[CopiedFrame] = []
+        self.write(stream_header())
 
-    @property
-    def size(self) -> int:
-        return self._out.size
-
-    @property
-    def sha256(self) -> str:
-        """Of all bytes written so far."""
-        return self._out.digest.hexdigest()
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Append bytes, all of them."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        self.size += len(data)
+        return len(data)
 
     def copy_frame(self, part: int, offset: int, length: int, sha256: str, blocks: Iterable[tuple[int, int]]) -> int:
         """Append a frame's blocks from the open file descriptor `part`; return where they begin in the archive.
@@ -50,14 +66,15 @@ class ArchiveWriter:
         Raises
         ------
         XzFormatError
-            When the bytes are not those with that SHA-256, or the blocks do not add up to them.
+            When the blocks do not add up to the frame, or the part ends before it does.
         """
         sizes = [BlockSize(*block) for block in blocks]
         if sum(size.total for size in sizes) != length:
             raise XzFormatError("the blocks' sizes do not add up to the frame's length")
-        begin = self._out.size
-        if self._out.copy(part, offset, length) != sha256:
-            raise XzFormatError("the frame's bytes do not have the SHA-256 of its record")
+        copy_range(part, self._descriptor, offset, length)
+        begin = self.size
+        self.size += length
+        self.frames.append(CopiedFrame(begin, length, sha256))
         for size in sizes:
             self._add(size)
         return begin
@@ -67,10 +84,10 @@ class ArchiveWriter:
         header = member_header(catalogue_path(name), catalogue_size)
         padding = bytes(member_padding(catalogue_size))
         total = len(header) + catalogue_size + len(padding)
-        self._add(write_stored_block(self._out, [BytesIO(header), catalogue, BytesIO(padding)], total))
+        self._add(write_stored_block(self, [BytesIO(header), catalogue, BytesIO(padding)], total))
         # Stored, so that it is the same bytes whatever liblzma, and any change of a byte shows.
-        self._add(write_stored_block(self._out, [BytesIO(END_OF_ARCHIVE)], len(END_OF_ARCHIVE)))
-        self._out.write(stream_tail(self._block_sizes(), len(self._blocks) // 2))
+        self._add(write_stored_block(self, [BytesIO(END_OF_ARCHIVE)], len(END_OF_ARCHIVE)))
+        self.write(stream_tail(self._block_sizes(), len(self._blocks) // 2))
 
     def _add(self, size: BlockSize) -> None:
         self._blocks.extend(size)
@@ -81,34 +98,71 @@ class ArchiveWriter:
             yield BlockSize(self._blocks[position], self._blocks[position + 1])
 
 
-class _HashingFile:
-    """Counts and hashes what is written through it."""
+def copy_range(source: int, target: int, offset: int, length: int) -> None:
+    """Append `length` bytes of descriptor `source`, from `offset`, to `target`: by the kernel where it can.
 
-    def __init__(self, out: Sink) -> None:
-        self._target = out
-        self.size = 0
-        self.digest = hashlib.sha256()
-        # Hashing releases the interpreter lock: two digests and the write go on side by side.
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="hash")
+    Raises
+    ------
+    XzFormatError
+        When the source ends before.
+    """
+    ways: list[Callable[[int, int], int]] = [
+        lambda at, count: os.copy_file_range(source, target, count, at),
+        lambda at, count: os.sendfile(target, source, at, count),
+        lambda at, count: _read_and_write(source, target, at, count),
+    ]
+    while length:
+        try:
+            done = ways[0](offset, min(length, 1 << 30))
+        except OSError as error:
+            if error.errno not in _NOT_THIS_WAY or len(ways) == 1:
+                raise
+            ways.pop(0)
+            continue
+        if not done:
+            if offset < os.fstat(source).st_size and len(ways) > 1:  # some file systems say 0 for "not this way"
+                ways.pop(0)
+                continue
+            raise XzFormatError("the part is shorter than its record says")
+        offset += done
+        length -= done
 
-    def write(self, data: bytes | memoryview, /) -> int:
-        self.digest.update(data)
-        self._target.write(data)
-        self.size += len(data)
-        return len(data)
 
-    def copy(self, source: int, offset: int, length: int) -> str:
-        """Append `length` bytes of descriptor `source` from `offset`; return their SHA-256."""
-        digest = hashlib.sha256()
-        while length:
-            data = os.pread(source, min(COPY_BYTES, length), offset)
-            if not data:
-                raise XzFormatError("the part is shorter than its record says")
-            hashing = [self._pool.submit(digest.update, data), self._pool.submit(self.digest.update, data)]
-            self._target.write(data)
-            for future in hashing:
-                future.result()
-            self.size += len(data)
-            offset += len(data)
-            length -= len(data)
-        return digest.hexdigest()
+def _read_and_write(source: int, target: int, offset: int, count: int) -> int:
+    view = memoryview(os.pread(source, min(count, COPY_BYTES), offset))
+    size = len(view)
+    while view:
+        view = view[os.write(target, view) :]
+    return size
+
+
+def read_back(file: BinaryIO, frames: Sequence[CopiedFrame]) -> tuple[str, list[int]]:
+    """Read a finished archive once: (its SHA-256, positions in `frames` of those that are not what they must be).
+
+    The digests of the whole and of the frames are computed side by side: hashing releases the interpreter lock.
+    """
+    whole = hashlib.sha256()
+    wrong = []
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+
+        def take(length: int) -> str:
+            digest = hashlib.sha256()
+            while length:
+                data = file.read(min(COPY_BYTES, length))
+                if not data:
+                    break
+                other = pool.submit(whole.update, data)
+                digest.update(data)
+                other.result()
+                length -= len(data)
+            return digest.hexdigest()
+
+        position = 0
+        for number, frame in enumerate(frames):
+            take(frame.offset - position)
+            if take(frame.length) != frame.sha256:
+                wrong.append(number)
+            position = frame.offset + frame.length
+        while data := file.read(COPY_BYTES):
+            whole.update(data)
+    return whole.hexdigest(), wrong

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import lzma
 import re
+from functools import cache
 
 
+@cache
 def liblzma_version() -> str:
     """Version of the liblzma that this process compresses with; empty when it cannot be told."""
     import ctypes

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from pipeline.atomic import storage_errors
 from pipeline.errors import ConfigError
 from pipeline.manifest import Manifest
 from pipeline.records import FailedItem, FrameRecord, Receipt
@@ -45,36 +47,51 @@ def prove_shard(run: RunDir, shard: int, manifest_sha256: str) -> ShardProof:
     return ShardProof(shard, receipt, "")
 
 
+class DamagedPartError(ConfigError):
+    """What a shard left on shared storage is not what its receipt vouches for; `shard` names it."""
+
+    def __init__(self, shard: int, message: str) -> None:
+        super().__init__(message, hint="`medhaul resume RUN` does the shard's damaged frames again")
+        self.shard = shard
+
+
 def read_shard_index(run: RunDir, receipt: Receipt) -> Iterator[FrameRecord]:
-    """Yield a shard's frames in order.
+    """Yield a shard's frames in order, in bounded memory.
 
     Raises
     ------
-    ConfigError
+    DamagedPartError
         When the file is not the one that the receipt names by SHA-256.
+    StorageError
+        When it cannot be read.
     """
     import zstandard
 
     path = run.parts_folder(receipt.shard) / receipt.index
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", hint="check the folder's rights and mount") from None
-    if hashlib.sha256(data).hexdigest() != receipt.index_sha256:
-        # While the file is there, the shard counts as done.
-        hint = f"remove {path.name}, then `medhaul resume {run.path}`"
-        raise ConfigError(f"{path}: not the file that the receipt names", hint=hint)
-    with zstandard.ZstdDecompressor().stream_reader(data) as reader:
-        text = reader.read()
-    for line in text.splitlines():
-        yield _RECORD.decode(line)
+    with storage_errors(path), path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != receipt.index_sha256:
+            raise DamagedPartError(receipt.shard, f"{path}: not the file that the receipt names")
+        file.seek(0)
+        with zstandard.ZstdDecompressor().stream_reader(file) as reader:
+            for line in io.BufferedReader(reader, 1 << 20):
+                yield _RECORD.decode(line)
+
+
+def set_aside_receipt(run: RunDir, shard: int) -> None:
+    """Take a receipt out of use that vouches for damaged bytes, so that `resume` does the shard again.
+
+    The journals stay: the next life re-reads every frame, keeps the sound ones and does the others again.
+    """
+    path = run.receipt(shard)
+    with storage_errors(path):
+        path.replace(path.with_suffix(".damaged"))
 
 
 def find_duplicates(run: RunDir, manifest: Manifest, receipts: Sequence[Receipt]) -> Iterator[FailedItem]:
     """Yield the items that have two files of one name in different pieces: no task sees more than one piece.
 
     Reads the records of those shards only that hold a piece of a cut item; memory holds the names of one item. Raises
-    `ConfigError`.
+    `DamagedPartError`.
     """
     number, names, told = -1, set[str](), False
     for receipt in receipts:

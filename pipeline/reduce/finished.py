@@ -19,6 +19,11 @@ def index_file(run: RunDir, name: str) -> Path:
     return run.archives / f"{name}.tar.xz.index.jsonl.zst"
 
 
+def ratarmount_file(run: RunDir, name: str) -> Path:
+    """The index that ratarmount looks for."""
+    return run.archives / f"{name}.tar.xz.index.sqlite"
+
+
 def read_finished(run: RunDir, name: str, manifest_sha256: str) -> ArchiveLine | None:
     """Return the first line of an archive's index if the archive is there as the index says; None otherwise.
 

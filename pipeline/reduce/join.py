@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -26,22 +25,21 @@ from pipeline.archive.index import (
     content_only,
     write_lines,
 )
-from pipeline.archive.join import ArchiveWriter
-from pipeline.archive.liblzma import liblzma_version
+from pipeline.archive.join import ArchiveWriter, CopiedFrame, read_back
+from pipeline.archive.ratarmount import write_ratarmount_index
 from pipeline.archive.xz import XzFormatError
-from pipeline.atomic import atomic_file, fsync_folder, storage_errors
+from pipeline.atomic import atomic_file, current_umask, fsync_folder, storage_errors
 from pipeline.config import Config
-from pipeline.errors import ConfigError, StorageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.manifest import Manifest
 from pipeline.model import Entry
 from pipeline.records import ArchiveEntry, FailedItem, FrameRecord, Receipt
-from pipeline.reduce.evidence import read_shard_index
-from pipeline.reduce.finished import archive_file, index_file
+from pipeline.reduce.evidence import DamagedPartError, read_shard_index
+from pipeline.reduce.finished import archive_file, index_file, ratarmount_file, read_finished
 from pipeline.rundir import RunDir
 from pipeline.units import render_size
 
 logger = logging.getLogger("medhaul.reduce")
-READ_BYTES = 8 << 20
 
 
 class Joined(NamedTuple):
@@ -54,8 +52,10 @@ class Joined(NamedTuple):
 class _Spool:
     """Index lines in a temporary file, to be read twice."""
 
-    def __init__(self) -> None:
-        self.file: BinaryIO = tempfile.TemporaryFile(prefix="medhaul-index-")  # noqa: SIM115 - closed by close()
+    def __init__(self, folder: Path) -> None:
+        # Beside the archive: a node's folder for temporary files is often in memory, and an index may be large.
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file: BinaryIO = tempfile.TemporaryFile(prefix=".medhaul-index-", dir=folder)  # noqa: SIM115 - closed by close()
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(Line)
 
@@ -103,8 +103,9 @@ class ArchiveJoin:
         self.missing = set(missing)
         self.on_progress = on_progress
         self.counts = {"files": 0, "bytes": 0, "frames": 0, "items": 0}
+        self.encoders: set[str] = set()  # the liblzma versions of the tasks, not of this job
         self.failed = self._collect_failures(duplicates)
-        self._spool = _Spool()
+        self._spool = _Spool(run.archives)
         self._line: ArchiveLine | None = None
 
     def _collect_failures(self, duplicates: list[FailedItem]) -> dict[int, FailedLine]:
@@ -136,7 +137,7 @@ class ArchiveJoin:
 
         Raises
         ------
-        ConfigError
+        DamagedPartError
             When a part's bytes are not those that its records describe.
         StorageError
             When shared storage is full.
@@ -154,11 +155,15 @@ class ArchiveJoin:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         try:
             with storage_errors(target), os.fdopen(descriptor, "wb", buffering=0) as raw:
-                self._line = self._write(raw)
-            self._read_back(Path(temporary), self._line)
+                line, frames = self._write(raw)
+            self._line = msgspec.structs.replace(line, sha256=self._read_back(Path(temporary), frames))
             with storage_errors(target):
+                known = read_finished(self.run, self.archive.name, self.manifest.sha256)
+                taken = not Path(temporary).exists() or (known is not None and known.state == "complete")
+                if taken:  # this process was stopped for so long that another reduce took over
+                    raise UsageError(f"{target}: another reduce has taken over", hint="see `medhaul status RUN`")
+                Path(temporary).chmod(0o666 & ~current_umask())
                 index_file(self.run, self.archive.name).unlink(missing_ok=True)  # it vouches for the old archive
-                Path(temporary).chmod(0o644)
                 os.replace(temporary, target)
                 fsync_folder(target.parent)
         finally:
@@ -169,27 +174,26 @@ class ArchiveJoin:
     def write_index(self) -> None:
         """Write the index beside the archive: last of all files, since it vouches for the rest."""
         assert self._line is not None
+        lines = self._all_lines(self._line)
+        write_ratarmount_index(lines, self._line.size, ratarmount_file(self.run, self.archive.name))
         with atomic_file(index_file(self.run, self.archive.name)) as out:
             write_lines(out, self._all_lines(self._line))
 
-    def _write(self, raw: BinaryIO) -> ArchiveLine:
-        out = _Whole(raw)
-        writer = ArchiveWriter(out)
+    def _write(self, raw: BinaryIO) -> tuple[ArchiveLine, list[CopiedFrame]]:
+        writer = ArchiveWriter(raw)
         for frame, entries in self._frames():
             self._copy_frame(writer, frame, entries)
             self.on_progress(frame.length)
         line = self._head(writer.tar_bytes)
-        with tempfile.TemporaryFile(prefix="medhaul-catalogue-") as catalogue:
+        with tempfile.TemporaryFile(prefix=".medhaul-catalogue-", dir=self.run.archives) as catalogue:
             write_lines(catalogue, (content_only(each) for each in self._all_lines(line)))
             size = catalogue.tell()
             catalogue.seek(0)
             writer.finish(self.archive.name, catalogue, size)
-        raw.flush()
         os.fsync(raw.fileno())
-        return msgspec.structs.replace(
+        line = msgspec.structs.replace(
             line,
             state="partial" if self.failed else "complete",
-            sha256=writer.sha256,
             size=writer.size,
             manifest_sha256=self.manifest.sha256,
             run=self.run.path.name,
@@ -197,6 +201,7 @@ class ArchiveJoin:
             release=self.manifest.index.release,
             medhaul=__version__,
         )
+        return line, writer.frames
 
     def _frames(self) -> Iterator[tuple[FrameRecord, list[Entry]]]:
         """Frames to archive, in order, with their manifest entries."""
@@ -220,12 +225,11 @@ class ArchiveJoin:
             try:
                 offset = writer.copy_frame(file.fileno(), frame.offset, frame.length, frame.sha256, frame.blocks)
             except XzFormatError as error:
-                raise ConfigError(
-                    f"{part}: frame {frame.frame}: {error}",
-                    hint=f"remove {part.name} and its receipt, then `medhaul resume {self.run.path}`",
-                ) from None
+                raise DamagedPartError(self._shard_of(frame), f"{part}: frame {frame.frame}: {error}") from None
         if writer.tar_bytes - tar_offset != frame.tar_bytes:
-            raise ConfigError(f"{part}: frame {frame.frame}: blocks hold other bytes than recorded")
+            raise DamagedPartError(
+                self._shard_of(frame), f"{part}: frame {frame.frame}: blocks hold other bytes than recorded"
+            )
         number = frame.frame - self.archive.first_frame
         self._spool.add(
             FrameLine(
@@ -234,6 +238,7 @@ class ArchiveJoin:
             )
         )  # fmt: skip
         self.counts["frames"] += 1
+        self.encoders.add(frame.liblzma)
         for piece, entry in zip(frame.pieces, entries, strict=True):
             if piece.reason:
                 continue
@@ -271,7 +276,8 @@ class ArchiveJoin:
             format=FORMAT, name=self.archive.name, items=items, failed=len(self.failed), files=self.counts["files"],
             bytes=self.counts["bytes"], frames=self.counts["frames"], tar_bytes=tar_bytes, path=settings.path,
             block_bytes=int(settings.block_bytes), group_bytes=int(settings.group_bytes),
-            cut_bytes=int(settings.cut_bytes), portable=settings.portable, liblzma=liblzma_version(),
+            cut_bytes=int(settings.cut_bytes), cut_files=getattr(settings, "cut_files", 0), portable=settings.portable,
+            liblzma=", ".join(sorted(self.encoders)), libzstd=libzstd_version(),
         )  # fmt: skip
 
     def _all_lines(self, line: ArchiveLine) -> Iterable[Line]:
@@ -279,27 +285,32 @@ class ArchiveJoin:
         yield from self.failed.values()
         yield from self._spool.lines()
 
-    def _read_back(self, path: Path, line: ArchiveLine) -> None:
-        """Read the archive from storage again, and compare it with what was written."""
-        digest = hashlib.sha256()
+    def _read_back(self, path: Path, frames: list[CopiedFrame]) -> str:
+        """Read the archive from storage again, compare every frame with its record, and return the whole's SHA-256."""
         with storage_errors(path), path.open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not from the page cache
-            while data := file.read(READ_BYTES):
-                digest.update(data)
-        if digest.hexdigest() != line.sha256:
-            raise StorageError(
-                f"{path}: reads back other bytes than were written", hint="the storage is faulty; run reduce again"
-            )
+            sha256, wrong = read_back(file, frames)
+        for number, (frame, _) in enumerate(self._frames()):
+            if number in wrong:
+                self._blame(path, frame)
+        return sha256
+
+    def _blame(self, path: Path, frame: FrameRecord) -> None:
+        """Say whether the part or the archive has a wrong frame. Raises `DamagedPartError` or `StorageError`."""
+        part = self.run.parts_folder(self._shard_of(frame)) / frame.part
+        with storage_errors(part), part.open("rb") as file:
+            file.seek(frame.offset)
+            _, wrong = read_back(file, [CopiedFrame(0, frame.length, frame.sha256)])
+        if wrong:
+            message = f"{part}: frame {frame.frame}: its bytes do not have the SHA-256 of its record"
+            raise DamagedPartError(self._shard_of(frame), message)
+        raise StorageError(
+            f"{path}: reads back other bytes than were written", hint="the storage is faulty; run reduce again"
+        )
 
 
-class _Whole:
-    """Writes all of what it is given: an unbuffered file may take less."""
+def libzstd_version() -> str:
+    """Version of the libzstd that compresses the catalogue."""
+    import zstandard
 
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-
-    def write(self, data: bytes | memoryview, /) -> int:
-        view = memoryview(data)
-        while view:
-            view = view[self._raw.write(view) :]
-        return len(data)
+    return ".".join(map(str, zstandard.ZSTD_VERSION))

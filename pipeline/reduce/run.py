@@ -13,7 +13,14 @@ from pipeline.config import Config
 from pipeline.errors import ItemsFailedError
 from pipeline.manifest import Manifest, check_whole
 from pipeline.records import ArchiveEntry, Receipt
-from pipeline.reduce.evidence import ShardProof, find_duplicates, prove_shard
+from pipeline.reduce.claim import sole_reducer
+from pipeline.reduce.evidence import (
+    DamagedPartError,
+    ShardProof,
+    find_duplicates,
+    prove_shard,
+    set_aside_receipt,
+)
 from pipeline.reduce.finished import archive_file, read_finished
 from pipeline.reduce.join import ArchiveJoin
 from pipeline.reduce.tables import write_checksums, write_tables
@@ -51,27 +58,46 @@ def reduce_run(run: RunDir, *, allow_partial: bool, on_progress: Callable[[str, 
     ItemsFailedError
         When an archive lacks shards or items and `allow_partial` is not given: with the list and the resume command;
         and when a partial archive was written.
-    ConfigError, StorageError
-        From the first archive that cannot be joined for such a reason; finished ones stay.
+    ConfigError
+        When the run's own files are damaged.
+    StorageError
+        From the first archive for which there is no room; finished ones stay.
     """
     config = run.read_config()
     manifest = Manifest(run)
     check_whole(run)
+    with sole_reducer(run):
+        return _reduce_all(run, config, manifest, allow_partial=allow_partial, on_progress=on_progress)
+
+
+def _reduce_all(
+    run: RunDir,
+    config: Config,
+    manifest: Manifest,
+    *,
+    allow_partial: bool,
+    on_progress: Callable[[str, int, int], None],
+) -> list[Outcome]:
     remove_stale(run)
     citations = run.read_citations()
     outcomes = []
     sums: dict[str, str] = {}
     for archive in manifest.index.archives:
-        outcome = _reduce_archive(
-            run, manifest, archive, config, citations, allow_partial=allow_partial, on_progress=on_progress
-        )
+        try:
+            outcome = _reduce_archive(
+                run, manifest, archive, config, citations, allow_partial=allow_partial, on_progress=on_progress
+            )
+        except DamagedPartError as error:  # this archive's trouble, not the others'
+            set_aside_receipt(run, error.shard)
+            outcome = Outcome(archive, None, [f"shard {error.shard}: {error}; its receipt was set aside"])
         outcomes.append(outcome)
         if outcome.line is not None:
             sums[archive_file(run, archive.name).name] = outcome.line.sha256
     if sums:
         write_checksums(run, sums)
     for outcome in outcomes:
-        if outcome.line is not None and outcome.line.state == "complete":
+        finished = read_finished(run, outcome.archive.name, manifest.sha256)
+        if finished is not None and finished.state == "complete":
             remove_parts(run, outcome.archive)
     _judge(run, outcomes)
     return outcomes

@@ -17,6 +17,7 @@ import pipeline
 from pipeline.atomic import fsync_folder, storage_errors, write_atomic
 from pipeline.config import Limits
 from pipeline.errors import ConfigError, UsageError
+from pipeline.process import ProcessId, identify_process, process_alive
 from pipeline.records import FORMAT, AttemptPlan, Job
 from pipeline.rundir import RunDir, encode_record, read_record
 from pipeline.schedulers.base import (
@@ -29,7 +30,6 @@ from pipeline.schedulers.base import (
     any_alive,
     any_unknown,
 )
-from pipeline.schedulers.process import ProcessId, identify_process, process_alive
 
 SCRIPTS = Path(pipeline.__file__).parent / "slurm_scripts"
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import StorageError
+from pipeline.process import child_setup, identify_process
 from pipeline.rundir import RunDir
 from pipeline.schedulers.base import ATTEMPT, OFFSET, RUN, State, ended
 from pipeline.schedulers.environment import TaskPlace, array_environment, job_environment
@@ -32,7 +33,6 @@ from pipeline.schedulers.local_state import (
     next_action_time,
     write_state,
 )
-from pipeline.schedulers.process import child_setup, identify_process
 
 REDUCE = -1  # stands for the reduce job among task indices
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})

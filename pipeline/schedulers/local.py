@@ -21,6 +21,14 @@ import msgspec
 import pipeline
 from pipeline.atomic import storage_errors
 from pipeline.errors import ConfigError
+from pipeline.process import (
+    ProcessId,
+    find_leaders,
+    identify_process,
+    kill_group,
+    process_alive,
+    signal_process,
+)
 from pipeline.records import AttemptPlan, Job
 from pipeline.rundir import RunDir
 from pipeline.schedulers.base import (
@@ -39,14 +47,6 @@ from pipeline.schedulers.base import (
 from pipeline.schedulers.controller import REDUCE, WATCHED, Controller
 from pipeline.schedulers.environment import clean_environment, prepend_path
 from pipeline.schedulers.local_state import Limits, LocalState, LocalTask, judge_task, read_state, write_state
-from pipeline.schedulers.process import (
-    ProcessId,
-    find_leaders,
-    identify_process,
-    kill_group,
-    process_alive,
-    signal_process,
-)
 
 JOB_EPOCH = 1_735_689_600  # 2025-01-01: job ids are milliseconds since then, so that they are unique and short
 

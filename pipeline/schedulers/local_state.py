@@ -13,10 +13,10 @@ from typing import Literal
 import msgspec
 
 from pipeline.atomic import write_atomic
+from pipeline.process import ProcessId
 from pipeline.records import FORMAT
 from pipeline.rundir import RunDir, read_record
 from pipeline.schedulers.base import State, TaskStatus, ended
-from pipeline.schedulers.process import ProcessId
 
 MAX_REQUEUES = 5  # Slurm's MaxBatchRequeue
 EXIT_INTERRUPTED = 75

@@ -26,6 +26,7 @@ from pipeline.archive.index import (
 )
 from pipeline.archive.join import ArchiveWriter
 from pipeline.archive.liblzma import liblzma_version
+from pipeline.manifest import file_sha256
 
 
 class File(NamedTuple):
@@ -99,7 +100,7 @@ def build_archive(
         lines = [head, *failed, *lines]
         finish(writer, name, lines)
     state = "partial" if failed else "complete"
-    beside_head = msgspec.structs.replace(head, state=state, sha256=writer.sha256, size=writer.size)
+    beside_head = msgspec.structs.replace(head, state=state, sha256=file_sha256(path), size=writer.size)
     built = Built(path, content, [beside_head, *lines[1:]])
     if beside:
         write_beside(built)

@@ -16,7 +16,7 @@ from pipeline.report.failed import FailedReport
 from pipeline.report.status import StatusReport
 from pipeline.schedulers.base import State
 from pipeline.schedulers.local_state import LocalState, LocalTask, write_state
-from pipeline.schedulers.process import ProcessId
+from pipeline.process import ProcessId
 from tests.schedulers.fake_run import receipt_of, write_run
 from tests.schedulers.test_attempt import plan
 

@@ -38,9 +38,14 @@ def test_an_exception_leaves_the_old_file_and_no_other(tmp_path: Path, error: ty
     """Also an interrupt removes the temporary file, and passes through."""
     path = tmp_path / "x"
     write_atomic(path, b"old")
-    with pytest.raises(error), atomic_file(path) as file:
-        file.write(b"new")
-        raise error
+
+    def write_half() -> None:
+        with atomic_file(path) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["x"]
 
@@ -83,7 +88,7 @@ def test_a_path_that_cannot_be_is_a_storage_error(tmp_path: Path, name: str) -> 
 
 
 def test_data_are_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """fsync of the file, then rename, then fsync of the folder; without `durable` no fsync at all."""
+    """Fsync of the file, then rename, then fsync of the folder; without `durable` no fsync at all."""
     calls: list[str] = []
     for name in ("fsync", "replace"):
         real = getattr(os, name)

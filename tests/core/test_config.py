@@ -109,7 +109,7 @@ def test_a_misspelt_key_is_told_its_neighbour(path: str, near: str) -> None:
     assert f"did you mean {near}" in refused(with_value(path, 1))
 
 
-@given(st.text(min_size=1).filter(lambda key: key not in {"name"}))
+@given(st.text(min_size=1).filter(lambda key: key != "name"))
 def test_any_unknown_key_is_named(key: str) -> None:
     """Whatever signs a key holds, the message names it with its table."""
     data = minimal()
@@ -125,7 +125,9 @@ def test_a_wrong_choice_is_told_the_choices(text: str) -> None:
     assert said.endswith("choose one of: original, derived, both")
 
 
-@pytest.mark.parametrize("path", ["run", "run.name", "storage", "storage.root", "select", "select.idc", "select.idc.content"])
+@pytest.mark.parametrize(
+    "path", ["run", "run.name", "storage", "storage.root", "select", "select.idc", "select.idc.content"]
+)
 def test_what_is_required_and_missing_is_named(path: str) -> None:
     """A missing table or key is named with its whole path."""
     data = minimal()
@@ -150,7 +152,10 @@ IMPOSSIBLE = {
         "http://x y", "http://x\n", "http://x:99999", "http://x:port", "http://[", "http://x/\udcff", "http://é", " http://x",
     ],
     "sources.idc.mirror_endpoint": ["x", "http://u:p@x", "demo "],
-    "archive.name": ["", "x", "{x}", "{group", "{group}{x}", "a/{group}", "-{group}", ".{group}", "{group}" * 2, "x" * 101 + "{group}"],
+    "archive.name": [
+        "", "x", "{x}", "{group", "{group}{x}", "a/{group}", "-{group}", ".{group}", "{group}" * 2,
+        "x" * 101 + "{group}",
+    ],
     "archive.path": ["", "{SOPInstanceUID}.dcm", "x/{SOPInstanceUID}.dcm"],
     "archive.block_bytes": [0, 1, "68 MB", (64 << 10) - 1, (64 << 20) + 1],
     "archive.cut_bytes": [0, "1 MiB"],
@@ -187,8 +192,9 @@ def test_every_problem_that_a_rule_knows_is_about_a_key_that_exists() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "x", "[run", "[run]\nname = ", "[run]\nname = 'r'\nname = 's'", "[run]\n[run]\n", "a = 1979-99-99", "\ufeff[run]", "= 1",
-        "a = " + "[" * 5000 + "]" * 5000, "a = " + "9" * 5000, "[run]\nname = \"\\ud800\"", "\x00",
+        "x", "[run", "[run]\nname = ", "[run]\nname = 'r'\nname = 's'", "[run]\n[run]\n", "a = 1979-99-99",
+        "\ufeff[run]", "= 1",
+        "a = " + "[" * 5000 + "]" * 5000, "a = " + "9" * 5000, '[run]\nname = "\\ud800"', "\x00",
     ],
     ids=lambda text: repr(text)[:20],
 )  # fmt: skip
@@ -300,7 +306,12 @@ words = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), 
             "archive": st.fixed_dictionaries({}, optional={"max_bytes": sizes, "portable": st.booleans()}),
             "shards": st.fixed_dictionaries({}, optional={"count": st.integers(0, 10**6), "file_cost": sizes}),
             "task": st.fixed_dictionaries(
-                {}, optional={"item_deadline": seconds, "memory": st.integers(256 << 20, 1 << 50), "stall": st.just("1 min")}
+                {},
+                optional={
+                    "item_deadline": seconds,
+                    "memory": st.integers(256 << 20, 1 << 50),
+                    "stall": st.just("1 min"),
+                },
             ),
         },
     )

@@ -59,11 +59,11 @@ def test_any_changed_byte_of_a_shard_is_noticed(tmp_path: Path, shard: int) -> N
         changed = bytearray(data)
         changed[position] ^= 0x41
         run.manifest.write_bytes(changed)
-        with pytest.raises(ConfigError, match="manifest.jsonl.zst"):
+        with pytest.raises(ConfigError, match=r"manifest\.jsonl\.zst"):
             manifest.entries(shard)
     for end in range(place.offset, place.offset + place.length, 7):
         run.manifest.write_bytes(data[:end])
-        with pytest.raises(ConfigError, match="manifest.jsonl.zst"):
+        with pytest.raises(ConfigError, match=r"manifest\.jsonl\.zst"):
             manifest.entries(shard)
 
 
@@ -98,7 +98,9 @@ def test_a_missing_manifest_is_told(tmp_path: Path) -> None:
         check_whole(run)
 
 
-@pytest.mark.parametrize("change", [{"offset": -5}, {"offset": 10**18}, {"length": -1}, {"length": 10**18}, {"length": 0}])
+@pytest.mark.parametrize(
+    "change", [{"offset": -5}, {"offset": 10**18}, {"length": -1}, {"length": 10**18}, {"length": 0}]
+)
 def test_a_damaged_index_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
     """Impossible places in the index do not lead to reads of other bytes, of all memory, or to a fault."""
     run = planned(tmp_path)

@@ -182,7 +182,14 @@ def test_shards_have_paths_of_their_own(tmp_path: Path, shard: int) -> None:
 def test_listings_ignore_what_is_not_ours(tmp_path: Path) -> None:
     """Temporary files, editors' backups and strange folders are no receipts and no attempts."""
     run = RunDir(tmp_path)
-    for name in ("00/000001.json", "00/.000002.json.x.tmp", "00/000003.json~", "00/4.json", "x.json", "00/000005.json.bad"):
+    for name in (
+        "00/000001.json",
+        "00/.000002.json.x.tmp",
+        "00/000003.json~",
+        "00/4.json",
+        "x.json",
+        "00/000005.json.bad",
+    ):
         path = tmp_path / "receipts" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

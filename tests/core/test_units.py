@@ -1,7 +1,8 @@
-"""Sizes and durations: what people write is read exactly, and nonsense is refused with a ValueError and nothing else."""
+"""Sizes and durations: what people write is read exactly, and nonsense is refused with a ValueError."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 
@@ -19,7 +20,7 @@ POWERS = {
 SECONDS = {"ms": 0.001, "s": 1, "S": 1, "min": 60, "Min": 60, "m": 60, "h": 3600, "H": 3600, "d": 86400}
 
 
-@given(st.integers(0, 9000), st.sampled_from(sorted(POWERS)), st.sampled_from(["", " ", "  "]))
+@given(st.integers(0, 8000), st.sampled_from(sorted(POWERS)), st.sampled_from(["", " ", "  "]))
 def test_a_whole_number_with_any_unit_is_exact(number: int, unit: str, space: str) -> None:
     """Every unit multiplies by its power, exactly, whatever the case and the space."""
     assert parse_size(f" {number}{space}{unit} ") == number * POWERS[unit]
@@ -36,7 +37,8 @@ def test_bytes_are_exact_up_to_the_largest(count: int) -> None:
     "text",
     [
         "", " ", "B", "GB", "-1", "-5 GB", "+5 GB", "1e9", "1,5 GB", "1.GB", ".5 GB", "5 GBB", "5 iB", "5 i", "5 XB",
-        "5 GB 3 MB", "five", "0x10", "nan", "inf", "5 \u212a", "\u0665 GB", "5\nGB;", "9" * 400, "9" * 5000, "1" + "0" * 19,
+        "5 GB 3 MB", "five", "0x10", "nan", "inf", "5 \u212a", "\u0665 GB", "5\nGB;", "9" * 400, "9" * 5000,
+        "1" + "0" * 19,
         "9223372036854775808", "10000 PB", -1, -(2**70), 2**63, 10**400, 1.5, float("nan"), True, False, None, [], b"5",
     ],
     ids=lambda value: repr(value)[:30],
@@ -50,10 +52,8 @@ def test_what_is_no_size_is_refused(text: object) -> None:
 @given(st.text() | st.integers() | st.floats() | st.none() | st.booleans())
 def test_any_value_is_a_size_in_range_or_a_value_error(value: object) -> None:
     """Whatever a config holds, the result is between 0 and 2^63 - 1 or the value is refused by ValueError."""
-    try:
+    with contextlib.suppress(ValueError):
         assert 0 <= parse_size(value) <= LARGEST
-    except ValueError:
-        pass
 
 
 @given(st.integers(0, 10**18))
@@ -98,7 +98,8 @@ def test_slurm_spellings_mean_what_slurm_means(days: int, hours: int, minutes: i
 @pytest.mark.parametrize(
     "value",
     [
-        "", " ", "5", "-5 s", "5 x", "5 month", "1 h -30 min", "1 h, 5 s", "1e3 s", "1:2:3:4", "1:2", ":05", "1-", "1-2",
+        "", " ", "5", "-5 s", "5 x", "5 month", "1 h -30 min", "1 h, 5 s", "1e3 s", "1:2:3:4", "1:2", ":05", "1-",
+        "1-2",
         "--1-02:03", "1:-2", "inf s", "nan", "5 \u017f", "\u0665:00", "\u0661 s", "9" * 400 + " s", "9" * 400 + ":00",
         "9" * 5000 + ":00", -1, -0.5, float("inf"), float("nan"), 10**400, True, None, [], b"5 s",
     ],
@@ -132,7 +133,8 @@ def test_a_rendered_duration_reads_back(seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 s"), (9.5, "9.5 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3599.6, "1 h 0 min"), (11520, "3 h 12 min"), (200_000, "2 d 7 h")],
+    [(0, "0.0 s"), (9.5, "9.5 s"), (59.4, "59 s"),
+        (61, "1 min 1 s"), (3599.6, "1 h 0 min"), (11520, "3 h 12 min"), (200_000, "2 d 7 h")],
 )  # fmt: skip
 def test_durations_are_printed_for_people(seconds: float, text: str) -> None:
     """Two units at most."""

@@ -25,7 +25,7 @@ from pipeline.schedulers.attempt import (
 )
 from pipeline.schedulers.base import SchedulerError, State, TaskStatus, job_keys
 from pipeline.schedulers.choose import choose_scheduler, open_scheduler
-from pipeline.schedulers.process import identify_process
+from pipeline.process import identify_process
 from tests.schedulers.fake_run import SHA, write_run
 
 

@@ -29,7 +29,7 @@ from pipeline.schedulers.local_state import (
     read_state,
     write_state,
 )
-from pipeline.schedulers.process import ProcessId, identify_process, process_alive, signal_process
+from pipeline.process import ProcessId, identify_process, process_alive, signal_process
 from tests.schedulers.fake_run import end_process, process_lives, wait_until, write_run
 
 LIMITS = Limits(time=100.0, lead=20.0, kill=5.0)
