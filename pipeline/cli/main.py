@@ -111,8 +111,9 @@ def run_cli(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return 64
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): say nothing, also not when the interpreter flushes at exit.
+    except (BrokenPipeError, SystemExit):
+        # The reader of our output has gone (`| head`), which click turns into a SystemExit, and no command of ours
+        # exits by itself: say nothing, also not when the interpreter flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:

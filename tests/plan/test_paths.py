@@ -12,11 +12,17 @@ from pipeline.config import DEFAULT_PATH, ITEM_FIELDS, path_template_problems
 from pipeline.plan.paths import archive_name, compile_folder, safe_component, shorten_component
 
 NASTY = [
-    "", ".", "..", "...", "/", "//", "\0", "\n", "a\nb", "%", "%%", "%2F", "%~", "_", "__", "-", "-x", ".x", "~", "x" * 150, "x" * 200,
-    "x" * 201, "x" * 300, "x" * 299 + "y", "é", "e\u0301", "\ud83d\ude00", "😀", "\udcff", "\ud800", "K", "k", "\u212a", " ", "a b", "A",
+    "", ".", "..", "...", "/", "//", "\0", "\n", "a\nb", "%", "%%", "%2F", "%~", "_", "__", "-", "-x", ".x", "~",
+    "x" * 150, "x" * 200,
+    "x" * 201, "x" * 300, "x" * 299 + "y", "é", "e\u0301", "\ud83d\ude00", "😀", "\udcff", "\ud800", "K", "k", "\u212a",
+    " ", "a b", "A",
     "a", "%41", "con", "CON", "\\", ":", "*", "\x7f", "\x80", "CT_1", "CT", "1", "1_2", "2", "é" * 40, ".medhaul",
 ]  # fmt: skip
-values = st.sampled_from(NASTY) | st.text(st.characters(exclude_categories=[]), max_size=12) | st.text("ab_-.%/A2", max_size=6)
+values = (
+    st.sampled_from(NASTY)
+    | st.text(st.characters(exclude_categories=[]), max_size=12)
+    | st.text("ab_-.%/A2", max_size=6)
+)
 TEMPLATES = [
     DEFAULT_PATH,
     "{SeriesInstanceUID}/{SOPInstanceUID}.dcm",
@@ -75,7 +81,9 @@ def test_two_items_never_share_a_folder(template: str, data: st.DataObject) -> N
 def test_moving_a_separator_between_values_never_merges_them(template: str, data: st.DataObject) -> None:
     """A text split in two at one place or another around what joins the values gives two folders."""
     fill = compile_folder(template, ITEM_FIELDS)
-    component = data.draw(st.sampled_from([c for c in template.split("/")[:-1] if c.count("{") > 1] or ["{collection}"]))
+    component = data.draw(
+        st.sampled_from([c for c in template.split("/")[:-1] if c.count("{") > 1] or ["{collection}"])
+    )
     names = re.findall(r"\{(\w+)\}", component)
     joins = re.split(r"\{\w+\}", component)[1:-1] or ["_"]
     pieces = data.draw(st.lists(st.sampled_from(["a", "1", *joins, *joins]), min_size=3, max_size=8))
@@ -99,7 +107,9 @@ def test_a_folder_has_the_template_s_depth_and_only_safe_components(template: st
         assert_safe(component)
 
 
-@given(st.lists(st.text("abcXYZ019.=+,@", min_size=1, max_size=30).filter(lambda t: t[0] != "."), min_size=5, max_size=5))
+@given(
+    st.lists(st.text("abcXYZ019.=+,@", min_size=1, max_size=30).filter(lambda t: t[0] != "."), min_size=5, max_size=5)
+)
 def test_plain_values_stand_as_they_are(row: list[str]) -> None:
     """People find their patients by the names they know."""
     folder = compile_folder(DEFAULT_PATH, ITEM_FIELDS)(row)

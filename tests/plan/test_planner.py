@@ -1,4 +1,4 @@
-"""The planner: a run is there whole or not at all, planning again finds it, and hostile items change nothing of that."""
+"""The planner: a run is there whole or not at all, and planning again finds it, whatever the items hold."""
 
 from __future__ import annotations
 

@@ -1,185 +1,35 @@
-"""Listing and fetching from IDC: no page that is not what it should be is believed, and the mirror stands in."""
+"""Listing and fetching from IDC: pages are followed to the end, and the mirror stands in."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, quote_plus, urlsplit
-from xml.sax.saxutils import escape
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
+from idc_pages import ETAG, files_of, page
 from run_kit import make_item
 
 from pipeline.config import SourceIdc
 from pipeline.errors import InterruptedRunError, ItemError
 from pipeline.model import Entry, IdcLocation, Item, RemoteFile
 from pipeline.sources import idc
-from pipeline.sources.idc import IdcFetcher, Place, check_listing, parse_listing
-from pipeline.transport.client import Response
+from pipeline.sources.base import Body
+from pipeline.sources.idc import IdcFetcher, Place
+from pipeline.transport.client import Response, Transport
 from pipeline.transport.download import Download
+from pipeline.transport.pool import ConnectionPool
+from pipeline.transport.retry import Policy
+from tests.transport.server import Server, answer
 
-NS = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
-ETAG = "d41d8cd98f00b204e9800998ecf8427e"
-
-
-def page(
-    files: list[tuple[str, str]],
-    *,
-    token: str = "",
-    truncated: str | None = None,
-    namespace: str = NS,
-    encode: bool = True,
-    more: str = "",
-) -> bytes:
-    """A page of ListObjectsV2 as the site would write it."""
-    truncated = ("true" if token else "false") if truncated is None else truncated
-    rows = "".join(
-        f'<Contents><Key>{escape(quote_plus(key) if encode else key)}</Key><Size>{size}</Size><ETag>"{ETAG}"</ETag></Contents>'
-        for key, size in files
-    )
-    encoding = "<EncodingType>url</EncodingType>" if encode else ""
-    flag = f"<IsTruncated>{truncated}</IsTruncated>" if truncated else ""
-    next_ = f"<NextContinuationToken>{escape(token)}</NextContinuationToken>" if token else ""
-    text = f'<?xml version="1.0" encoding="UTF-8"?>\n<ListBucketResult{namespace}>{encoding}{flag}{next_}{rows}{more}</ListBucketResult>'
-    return text.encode()
-
-
-keys = st.text(
-    st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff"), min_size=1, max_size=20
-)
-
-
-@given(st.lists(st.tuples(keys, st.integers(0, 10**17)), max_size=8), st.text("ab/+=&<", max_size=9))
-@pytest.mark.parametrize("namespace", [NS, "", ' xmlns="http://doc.s3.amazonaws.com/2006-03-01"'])
-def test_a_good_page_is_read_whole(namespace: str, files: list[tuple[str, int]], token: str) -> None:
-    """Keys are decoded, sizes are numbers, ETags lose their quotes, and the token leads on."""
-    found, next_ = parse_listing(page([(k, str(n)) for k, n in files], token=token, namespace=namespace))
-    assert found == [RemoteFile(key, size, ETAG) for key, size in files]
-    assert next_ == token
-
-
-def test_a_page_without_url_encoding_is_taken_literally() -> None:
-    """A plus or percent sign of a key that is not encoded stays."""
-    assert parse_listing(page([("a+b%41", "1")], encode=False))[0][0].key == "a+b%41"
-    assert parse_listing(page([("a+b%41 é", "1")]))[0][0].key == "a+b%41 é"
-
-
-BOMB = (
-    b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">'
-    + b"".join(b'<!ENTITY a%d "%s">' % (n, b"&a%d;" % (n - 1) * 10 if n else b"&a;" * 10) for n in range(9))
-    + b"]><ListBucketResult><Contents><Key>&a8;</Key><Size>1</Size></Contents></ListBucketResult>"
-)
-INNER = b'<!DOCTYPE x [<!ENTITY k "u/1.dcm">]><ListBucketResult><IsTruncated>false</IsTruncated>%s</ListBucketResult>'
-OUTER = b'<!DOCTYPE x [<!ENTITY k SYSTEM "file:///etc/passwd">]><ListBucketResult><IsTruncated>false</IsTruncated>%s</ListBucketResult>'
-CONTENTS = b"<Contents><Key>&k;</Key><Size>1</Size></Contents>"
-GOOD = page([("u/1.dcm", "10"), ("u/2.dcm", "20")], token="t")
-BAD_PAGES = {
-    "nothing": b"",
-    "spaces": b"  \n",
-    "html": b"<!DOCTYPE html><html><head><title>Sign in</title></head><body>portal<br></body></html>",
-    "xhtml": b'<html xmlns="http://www.w3.org/1999/xhtml"><body/></html>',
-    "json": b'{"Contents": []}',
-    "an S3 error": b"<?xml version='1.0'?><Error><Code>SlowDown</Code></Error>",
-    "a version 1 bucket list": b"<ListAllMyBucketsResult><IsTruncated>false</IsTruncated></ListAllMyBucketsResult>",
-    "binary": bytes(range(256)),
-    "gzip": b"\x1f\x8b\x08\x00" + bytes(50),
-    "an unknown encoding": b'<?xml version="1.0" encoding="x-nonsense"?><ListBucketResult/>',
-    "a codec that is no encoding": b'<?xml version="1.0" encoding="zlib"?><ListBucketResult/>',
-    "a wide encoding": b'<?xml version="1.0" encoding="shift_jis"?><ListBucketResult/>',
-    "utf-7": b'<?xml version="1.0" encoding="utf-7"?><ListBucketResult/>',
-    "an entity bomb": BOMB,
-    "an inner entity": INNER % CONTENTS,
-    "an outer entity": OUTER % CONTENTS,
-    "truncated without token": page([("u/1", "1")], truncated="true"),
-    "truncated maybe": page([("u/1", "1")], truncated="maybe"),
-    "truncated unsaid": page([("u/1", "1")], truncated=""),
-    "no size": page([("u/1", "")]),
-    "negative size": page([("u/1", "-1")]),
-    "fractional size": page([("u/1", "1.5")]),
-    "size with words": page([("u/1", "1 kB")]),
-    "size in other digits": page([("u/1", "\u0661")]),
-    "endless size": page([("u/1", "9" * 19)]),
-    "huge size": page([("u/1", "9" * 5000)]),
-    "no key": page([("", "1")]),
-    "deep": b"<ListBucketResult>" + b"<a>" * 100_000 + b"</a>" * 100_000 + b"<b></ListBucketResult>",
-}
-
-
-@pytest.mark.parametrize("name", BAD_PAGES)
-def test_what_is_no_listing_is_refused(name: str) -> None:
-    """Whatever came with status 200, if it is no S3 listing the item fails as unavailable, and may be asked again."""
-    with pytest.raises(ItemError) as caught:
-        parse_listing(BAD_PAGES[name])
-    assert (caught.value.reason, caught.value.transient) == ("unavailable", True)
-    assert len(str(caught.value)) < 500
-
-
-def test_a_page_cut_short_anywhere_is_refused() -> None:
-    """No prefix of a page is a page: a listing never seems complete because its end is missing."""
-    for end in range(len(GOOD)):
-        with pytest.raises(ItemError, match="is not S3 XML"):
-            parse_listing(GOOD[:end])
-
-
-@given(st.binary(max_size=200))
-@example(b"<ListBucketResult/>")
-def test_any_bytes_are_a_listing_or_an_item_error(data: bytes) -> None:
-    """Nothing that a site can send is a fault in medhaul."""
-    for body in (data, GOOD[:60] + data, GOOD[:-40] + data + GOOD[-40:]):
-        try:
-            parse_listing(body)
-        except ItemError as error:
-            assert error.reason == "unavailable"
-
-
-@given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
-def test_a_flipped_byte_never_makes_a_fault(position: int, flip: int) -> None:
-    """A damaged page is another page or an item error."""
-    damaged = GOOD[:position] + bytes([GOOD[position] ^ flip]) + GOOD[position + 1 :]
-    try:
-        files, _ = parse_listing(damaged)
-    except ItemError:
-        return
-    assert len(files) <= 2
-
-
-def files_of(*sizes: int, uuid: str = "uuid-00000") -> list[RemoteFile]:
-    """A listing."""
-    return [RemoteFile(f"{uuid}/{n}.dcm", size, ETAG) for n, size in enumerate(sizes)]
-
-
-@pytest.mark.parametrize(
-    ("files", "count", "size", "reason", "transient"),
-    [
-        (files_of(), 3, 6, "withdrawn", False),
-        (files_of(), -1, -1, "empty", False),
-        (files_of(), 0, 0, "empty", False),
-        (files_of(1, 2), 3, 3, "count", True),
-        (files_of(1, 2, 3, 4), 3, 10, "count", True),
-        (files_of(1, 2, 3), 3, 7, "size", True),
-        (files_of(1, 2) + files_of(1), 3, 4, "count", True),
-        (files_of(1, 2) + files_of(1), -1, -1, "count", True),
-    ],
-)
-def test_a_listing_must_be_what_the_index_states(
-    files: list[RemoteFile], count: int, size: int, reason: str, transient: bool
-) -> None:
-    """Too few, too many, other bytes, or a key twice: each has its word."""
-    with pytest.raises(ItemError) as caught:
-        check_listing(make_item(0, count, size), files)
-    assert (caught.value.reason, caught.value.transient) == (reason, transient)
-
-
-@pytest.mark.parametrize(("count", "size"), [(3, 6), (-1, 6), (3, -1), (-1, -1)])
-def test_a_listing_that_fits_passes(count: int, size: int) -> None:
-    """What the index does not state is not asked for."""
-    check_listing(make_item(0, count, size), files_of(1, 2, 3))
+T = TypeVar("T")
 
 
 class FakeTransport:
@@ -189,6 +39,7 @@ class FakeTransport:
         self.sites = sites
         self.asked: list[str] = []
         self.etags: list[str] = []
+        self.deadlines: list[float] = []
 
     def _answer(self, url: str) -> bytes:
         self.asked.append(url)
@@ -196,12 +47,14 @@ class FakeTransport:
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         return self.sites[parts.netloc](parts.path, query)
 
-    def fetch_bytes(self, url: str, *, limit: int, deadline_at: float | None) -> Response:
+    def fetch_parsed(self, url: str, parse: Callable[[Response], T], *, limit: int, deadline_at: float) -> T:
         assert limit <= 16 << 20
-        return Response(200, {}, self._answer(url))
+        self.deadlines.append(deadline_at)
+        return parse(Response(200, {}, self._answer(url)))
 
     def download(self, url: str, dest: Path, *, size: int, etag: str, deadline_at: float) -> Download:
         self.etags.append(etag)
+        self.deadlines.append(deadline_at)
         data = self._answer(url)
         if len(data) != size:
             raise ItemError("size", f"{url}: {len(data)} bytes", transient=True)
@@ -235,17 +88,27 @@ def serves(files: list[RemoteFile], per_page: int = 1000) -> Callable[[str, dict
     return answer
 
 
-def fetcher(aws: Callable[..., bytes], gcs: Callable[..., bytes] = fails("withdrawn"), **settings: str) -> Any:
-    """A fetcher on fake sites: `aws` is the endpoint, `gcs` the mirror."""
-    transport = FakeTransport({"aws": aws, "gcs": gcs})
+def fetcher(aws: Callable[..., bytes], gcs: Callable[..., bytes] | None = None, **settings: str) -> Any:
+    """A fetcher on fake sites: `aws` is the endpoint, `gcs` the mirror, which by default has nothing."""
+    transport = FakeTransport({"aws": aws, "gcs": gcs or fails("withdrawn", transient=False)})
     made = IdcFetcher(
         SourceIdc(**{"s3_endpoint": "http://aws", "mirror_endpoint": "http://gcs/", **settings}),
         transport,  # type: ignore[arg-type]
+        clock=lambda: 1000.0,
     )
     return made, transport
 
 
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A site of real sockets."""
+    made = Server()
+    yield made
+    made.close()
+
+
 ITEM = make_item(0, 5, 15)
+UNCOUNTED = msgspec.structs.replace(ITEM, files=-1, bytes=-1)
 FIVE = files_of(1, 2, 3, 4, 5)
 
 
@@ -288,11 +151,58 @@ def test_a_wrong_listing_is_asked_for_at_the_mirror(wrong: list[RemoteFile]) -> 
     assert [body.file for body in made.list_bodies(entry(), 0.0)] == FIVE
 
 
-def test_when_both_fail_the_endpoint_s_reason_counts() -> None:
-    """The first site is the one that the index speaks of."""
-    made, _ = fetcher(fails("forbidden", transient=False), fails("unavailable"))
-    with pytest.raises(ItemError, match="made up: forbidden"):
-        made.list_bodies(entry(), 0.0)
+def gone(reason: str, *, transient: bool = False) -> tuple[str, bool]:
+    """What a place says."""
+    return reason, transient
+
+
+@pytest.mark.parametrize(
+    ("aws", "gcs", "told"),
+    [
+        (gone("withdrawn"), gone("withdrawn"), gone("withdrawn")),
+        (gone("withdrawn"), gone("unavailable", transient=True), gone("unavailable", transient=True)),
+        (gone("unavailable", transient=True), gone("withdrawn"), gone("unavailable", transient=True)),
+        (gone("forbidden"), gone("unavailable", transient=True), gone("unavailable", transient=True)),
+        (gone("count", transient=True), gone("size", transient=True), gone("count", transient=True)),
+        (gone("forbidden"), gone("withdrawn"), gone("forbidden")),
+        (gone("withdrawn"), gone("forbidden"), gone("forbidden")),
+        (gone("withdrawn"), gone("checksum"), gone("checksum")),
+    ],
+)
+def test_when_both_fail_the_hopeful_reason_counts(
+    aws: tuple[str, bool], gcs: tuple[str, bool], told: tuple[str, bool], tmp_path: Path
+) -> None:
+    """Withdrawn is only what is gone everywhere; what may pass is tried later; the message has what each place said."""
+    made, _ = fetcher(fails(aws[0], transient=aws[1]), fails(gcs[0], transient=gcs[1]))
+    body = Body(entry(), FIVE[0], "key")
+    for call in (lambda: made.list_bodies(entry(), 2000.0), lambda: made.fetch(body, tmp_path / "x", 2000.0)):
+        with pytest.raises(ItemError) as caught:
+            call()
+        assert (caught.value.reason, caught.value.transient) == told
+        assert str(caught.value) == f"http://aws: made up: {aws[0]}; http://gcs/: made up: {gcs[0]}"
+
+
+def test_an_empty_listing_is_gone_only_if_it_is_so_everywhere() -> None:
+    """An empty listing at the endpoint and a mirror that does not answer leave the item for later."""
+    made, _ = fetcher(serves([]), fails("unavailable"))
+    with pytest.raises(ItemError) as caught:
+        made.list_bodies(entry(), 2000.0)
+    assert (caught.value.reason, caught.value.transient) == ("unavailable", True)
+    made, _ = fetcher(serves([]), serves([]))
+    with pytest.raises(ItemError) as caught:
+        made.list_bodies(entry(), 2000.0)
+    assert (caught.value.reason, caught.value.transient) == ("withdrawn", False)
+
+
+def test_the_endpoint_leaves_time_for_the_mirror(tmp_path: Path) -> None:
+    """Of the time left the endpoint gets two thirds; the mirror, or an endpoint without one, gets all of it."""
+    made, transport = fetcher(fails("unavailable"), serves(FIVE))
+    body = made.list_bodies(entry(), 1300.0)[0]
+    made.fetch(body, tmp_path / "x", 1600.0)
+    assert transport.deadlines == pytest.approx([1200.0, 1300.0, 1400.0, 1600.0])
+    made, transport = fetcher(serves(FIVE), mirror_endpoint="")
+    made.list_bodies(entry(), 1300.0)
+    assert transport.deadlines == [1300.0]
 
 
 def test_without_a_mirror_only_the_endpoint_is_asked() -> None:
@@ -332,26 +242,59 @@ def test_keys_of_another_series_are_refused(files: list[RemoteFile]) -> None:
     """A listing for a prefix that holds other prefixes is not believed."""
     made, _ = fetcher(serves(files))
     with pytest.raises(ItemError, match="for prefix uuid-00000/"):
-        made.list_bodies(entry(msgspec.structs.replace(ITEM, files=-1, bytes=-1)), 0.0)
+        made.list_bodies(entry(UNCOUNTED), 0.0)
 
 
-def test_endless_pages_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A site that always has one more page is given up after so many."""
-    monkeypatch.setattr(idc, "MAX_PAGES", 20)
+def endless(per_page: int) -> Callable[..., bytes]:
+    """A site that always has one more page."""
     numbers = itertools.count()
-    made, transport = fetcher(lambda *_: page([(f"uuid-00000/{next(numbers)}", "1")], token=f"t{next(numbers)}"))
+    return lambda *_: page([(f"uuid-00000/{next(numbers)}", "1") for _ in range(per_page)], token=f"t{next(numbers)}")
+
+
+def pages_asked(transport: FakeTransport) -> int:
+    """How many pages the endpoint was asked for."""
+    return len([url for url in transport.asked if "aws" in url])
+
+
+def test_a_listing_ends_with_more_files_than_the_index_states() -> None:
+    """A site that lists too many files is asked for no page more."""
+    made, transport = fetcher(endless(2))
+    with pytest.raises(ItemError, match="more than the 5 files that the index states: 6") as caught:
+        made.list_bodies(entry(), 0.0)
+    assert (caught.value.reason, caught.value.transient) == ("count", True)
+    assert pages_asked(transport) == 3
+
+
+def test_a_listing_of_unknown_length_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the index states no number, there is still one that no series has."""
+    assert idc.MAX_FILES == 200_000
+    monkeypatch.setattr(idc, "MAX_FILES", 10)
+    made, transport = fetcher(endless(3))
+    with pytest.raises(ItemError, match="more than 10 files") as caught:
+        made.list_bodies(entry(UNCOUNTED), 0.0)
+    assert caught.value.reason == "count"
+    assert pages_asked(transport) == 4
+
+
+def test_endless_empty_pages_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site that always has one more page, with nothing on it, is given up after so many."""
+    monkeypatch.setattr(idc, "MAX_PAGES", 20)
+    made, transport = fetcher(endless(0))
     with pytest.raises(ItemError, match="does not end after 20 pages") as caught:
         made.list_bodies(entry(), 0.0)
     assert caught.value.reason == "unavailable"
-    assert len([url for url in transport.asked if "aws" in url]) == 20
+    assert pages_asked(transport) == 20
 
 
-def test_a_token_that_comes_twice_ends_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A site that goes round in circles is not asked two thousand times."""
-    made, transport = fetcher(lambda *_: page([("uuid-00000/1", "1")], token="same"))
-    with pytest.raises(ItemError):
+@pytest.mark.parametrize("tokens", [["same"], ["a", "b"], ["a", "b", "c"]])
+def test_a_token_that_comes_twice_ends_the_listing(tokens: list[str]) -> None:
+    """A site that goes round in circles, however wide, is asked for no page twice."""
+    circle = itertools.cycle(tokens)
+    made, transport = fetcher(lambda *_: page([], token=next(circle)))
+    with pytest.raises(ItemError, match="leads back") as caught:
         made.list_bodies(entry(), 0.0)
-    assert len(transport.asked) < 10
+    assert (caught.value.reason, caught.value.transient) == ("unavailable", True)
+    assert pages_asked(transport) == len(tokens) + 1
 
 
 @pytest.mark.parametrize(("bucket", "uuid"), [("", "u"), ("b", ""), ("", "")])
@@ -389,13 +332,11 @@ def test_a_body_comes_from_the_mirror_when_the_endpoint_fails(
     assert transport.etags == [etag, at_mirror]
 
 
-def test_a_body_that_nobody_has_fails_with_the_endpoint_s_reason(tmp_path: Path) -> None:
-    """What the first site said is what is recorded."""
-    made, _ = fetcher(serves(FIVE))
-    body = made.list_bodies(entry(), 0.0)[0]
+def test_a_body_that_nobody_has_leaves_no_file(tmp_path: Path) -> None:
+    """What cannot be had is not there."""
     made, _ = fetcher(fails("checksum"), fails("withdrawn"))
     with pytest.raises(ItemError, match="made up: checksum"):
-        made.fetch(body, tmp_path / "x", 0.0)
+        made.fetch(Body(entry(), FIVE[0], "key"), tmp_path / "x", 0.0)
     assert not (tmp_path / "x").exists()
 
 
@@ -407,3 +348,31 @@ def test_urls_hold_any_key_and_token(key: str, token: str) -> None:
     query = parse_qs(urlsplit(place.listing_url(token.encode("utf-8", "replace").decode())).query)
     assert query["prefix"] == ["u/"]
     assert query.get("continuation-token", [""])[0] == token.encode("utf-8", "replace").decode()
+
+
+def test_a_page_that_is_none_is_asked_for_again_where_it_came_from(server: Server) -> None:
+    """A portal, an error document, a cut page and foreign keys, all with status 200, cost a request, not the place."""
+    good = page([(file.key, str(file.size)) for file in FIVE])
+    foreign = page([("another/1", "1")])
+    error = b"<?xml version='1.0'?><Error><Code>SlowDown</Code></Error>"
+    wrong = [b"<!DOCTYPE html><html></html>", error, good[:-20], foreign]
+    server.on("/idc-open-data", *(answer(200, body) for body in [*wrong, good]))
+    settings = SourceIdc(s3_endpoint=server.base, mirror_endpoint="")
+    with ConnectionPool(1, environ={}) as pool:
+        made = IdcFetcher(settings, Transport(pool, Policy(attempts=5, base=0.001)))
+        assert made.list_series(ITEM, time.monotonic() + 60) == FIVE
+        server.on("/idc-open-data", answer(200, error))
+        with pytest.raises(ItemError, match="its root is 'Error'") as caught:
+            made.list_series(ITEM, time.monotonic() + 60)
+    assert (caught.value.reason, caught.value.transient) == ("unavailable", True)
+    assert len(server.requests) == 5
+
+
+def test_a_site_that_asks_for_hours_is_replaced_by_the_mirror(server: Server) -> None:
+    """Retry-After of a day sends the item to the mirror at once."""
+    server.on("/idc-open-data", answer(503, Retry_After=86400), answer(200, page([(f.key, str(f.size)) for f in FIVE])))
+    settings = SourceIdc(s3_endpoint=server.base, mirror_endpoint=server.base)
+    with ConnectionPool(1, environ={}) as pool:
+        made = IdcFetcher(settings, Transport(pool))
+        assert made.list_series(ITEM, time.monotonic() + 1e6) == FIVE
+    assert len(server.requests) == 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +17,7 @@ from run_kit import make_item
 from pipeline.model import Entry
 from pipeline.records import FailedItem, FileRecord, FrameRecord, PieceRecord
 from pipeline.rundir import RunDir
-from pipeline.task.finish import complete_records, receipt_counts, write_shard_index
+from pipeline.task.finish import Tally, check_records, write_shard_index
 
 
 def file_of(size: int) -> FileRecord:
@@ -40,6 +42,19 @@ def record_of(frame: int, pieces: list[PieceRecord], length: int = 10, tar_bytes
     return FrameRecord(frame, "p", 0, length, "s", tar_bytes, [], pieces)
 
 
+def in_order(records: Mapping[int, FrameRecord]) -> list[FrameRecord]:
+    """Records as a task reads them back."""
+    return [records[frame] for frame in sorted(records)]
+
+
+def receipt_counts(records: Iterable[FrameRecord], entries: list[Entry]) -> dict[str, Any]:
+    """The counts, when all records have passed."""
+    tally = Tally(entries)
+    for _ in tally.count(records):
+        pass
+    return tally.fields()
+
+
 shards = st.lists(st.lists(st.lists(st.integers(1, 1000), max_size=3), min_size=1, max_size=4), min_size=1, max_size=5)
 
 
@@ -59,7 +74,7 @@ def build(shard: list[list[list[int]]]) -> tuple[dict[int, list[Entry]], dict[in
 def test_whole_records_are_put_in_order_and_counted(shard: list[list[list[int]]]) -> None:
     """Entries are archived or failed, and files, bytes and frames add up."""
     frames, records = build(shard)
-    ordered = complete_records(records, frames)
+    ordered = list(check_records(in_order(records), frames))
     assert [record.frame for record in ordered] == list(frames)
     entries = [entry for group in frames.values() for entry in group]
     counts = receipt_counts(ordered, entries)
@@ -110,14 +125,14 @@ def test_an_entry_that_is_not_accounted_for_once_is_a_fault(
     if damage == "foreign frame":
         records[frame + 100] = record_of(frame + 100, [])
     with pytest.raises(RuntimeError, match="account"):
-        complete_records(records, frames)
+        list(check_records(in_order(records), frames))
 
 
 def test_pieces_of_one_item_are_entries_of_their_own() -> None:
     """A cut item with one failed piece has one entry archived and one failed."""
     frames = {n: [entry_of(4, n, n, 2)] for n in range(2)}
     records = {0: record_of(0, [piece_of(frames[0][0], [5])]), 1: record_of(1, [piece_of(frames[1][0], [])])}
-    counts = receipt_counts(complete_records(records, frames), [frames[0][0], frames[1][0]])
+    counts = receipt_counts(check_records(in_order(records), frames), [frames[0][0], frames[1][0]])
     assert (counts["archived"], [(f.number, f.piece) for f in counts["failed"]]) == (1, [(4, 1)])
 
 
@@ -128,7 +143,7 @@ def test_the_shard_index_holds_the_records_and_its_hash_is_true(
     """What reduce reads is what the task knew; the same records give the same bytes."""
     run = RunDir(tmp_path_factory.mktemp("i"))
     frames, records = build(shard)
-    ordered = complete_records(records, frames)
+    ordered = list(check_records(in_order(records), frames))
     name, sha256 = write_shard_index(run, 3, 1, ordered)
     data = (run.parts_folder(3) / name).read_bytes()
     assert hashlib.sha256(data).hexdigest() == sha256

@@ -24,7 +24,7 @@ from pipeline.records import FrameRecord, PieceRecord
 from pipeline.rundir import RunDir
 from pipeline.task import pack
 from pipeline.task.pack import Broken, FrameJob, Packed, Packer, PieceJob, Spoiled
-from pipeline.task.part import PartWriter, adopt_frames
+from pipeline.task.part import PartWriter, adopt_frames, read_frames
 from pipeline.units import ByteSize
 
 SHA = "a" * 64
@@ -83,9 +83,13 @@ class Bench:
             found.append(self.events.get())
         return found
 
+    def records(self, events: list[Any]) -> list[FrameRecord]:
+        """What the packer told of, as the journal has it."""
+        return list(read_frames(self.run, 0, [event.fact for event in events if isinstance(event, Packed)]))
+
     def adopted(self) -> list[FrameRecord]:
         """What a later life takes over."""
-        return list(adopt_frames(self.run, 0, SHA, range(100)).frames.values())
+        return list(read_frames(self.run, 0, adopt_frames(self.run, 0, SHA, range(100)).frames.values()))
 
 
 def unpack(data: bytes, record: FrameRecord) -> bytes:
@@ -108,8 +112,8 @@ def test_the_bytes_do_not_depend_on_cores_and_blocks(tmp_path: Path) -> None:
         for job in jobs:
             bench.packer.pack(job)
         events = bench.finish()
-        assert [event.record.frame for event in events if isinstance(event, Packed)] == [job.frame for job in jobs]
-        assert bench.adopted() == [event.record for event in events if isinstance(event, Packed)]
+        assert [event.fact.frame for event in events if isinstance(event, Packed)] == [job.frame for job in jobs]
+        assert bench.adopted() == bench.records(events)
         seen.add((bench.path.read_bytes(), bench.run.journal(0, 0).read_bytes()))
         assert bench.packer.packed_bytes == bench.path.stat().st_size
     assert len(seen) == 1
@@ -126,7 +130,11 @@ def test_frames_hold_their_files_where_the_records_say(tmp_path: Path) -> None:
     for job, record in zip(jobs, bench.adopted(), strict=True):
         tar = unpack(data, record)
         assert len(tar) == record.tar_bytes
-        wanted = [(f"{piece.folder}/{file.name}", Path(file.local).read_bytes()) for piece in job.pieces for file in piece.files]
+        wanted = [
+            (f"{piece.folder}/{file.name}", Path(file.local).read_bytes())
+            for piece in job.pieces
+            for file in piece.files
+        ]
         with tarfile.open(fileobj=io.BytesIO(tar + bytes(1024))) as archive:
             members = archive.getmembers()
             assert [(m.name, archive.extractfile(m).read()) for m in members] == wanted
@@ -165,7 +173,7 @@ def test_a_raw_file_that_changed_spoils_its_frame_and_no_other(tmp_path: Path, c
     for job in jobs:
         bench.packer.pack(job)
     events = bench.finish()
-    assert [e.frame if isinstance(e, Spoiled) else e.record.frame for e in events] == [0, 1, 2, 3, 4]
+    assert [e.frame if isinstance(e, Spoiled) else e.fact.frame for e in events] == [0, 1, 2, 3, 4]
     spoiled = events[3]
     assert isinstance(spoiled, Spoiled)
     assert spoiled.path == str(path)
@@ -191,7 +199,8 @@ def test_a_spoiled_frame_can_be_packed_again(tmp_path: Path) -> None:
     bench.packer.pack(jobs[2])
     (event,) = bench.finish()
     assert isinstance(event, Packed)
-    assert unpack(bench.path.read_bytes(), event.record)[event.record.pieces[0].files[0].offset :].startswith(data)
+    (record,) = bench.records([event])
+    assert unpack(bench.path.read_bytes(), record)[record.pieces[0].files[0].offset :].startswith(data)
 
 
 def fail_on(number: int, error: BaseException) -> Any:
@@ -223,7 +232,7 @@ def test_an_encoder_that_fails_breaks_off(
     assert [type(event) for event in events].count(Broken) == 1
     assert isinstance(events[-1], Broken)
     assert events[-1].error is error
-    assert bench.adopted() == [event.record for event in events if isinstance(event, Packed)]
+    assert bench.adopted() == bench.records(events)
     assert [record.frame for record in bench.adopted()] == list(range(len(events) - 1))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -22,8 +24,9 @@ from pipeline.task.part import (
     PartWriter,
     adopt_frames,
     better_record,
+    iter_journal,
     journal_line,
-    parse_journal,
+    read_frames,
 )
 
 SHA = "a" * 64
@@ -54,6 +57,30 @@ def write_part(run: RunDir, frames: Sequence[int], *, shard: int = 3, sha: str =
     return records
 
 
+class Journal(NamedTuple):
+    """What a journal says: its head, its frames, and the bytes of torn tail."""
+
+    head: JournalHead | None
+    frames: list[FrameRecord]
+    torn: int
+
+
+def parse_journal(data: bytes) -> Journal:
+    """A whole journal at once."""
+    lines = list(iter_journal(io.BytesIO(data)))
+    assert [at for at, _, _ in lines] == [sum(size for _, size, _ in lines[:n]) for n in range(len(lines))]
+    said = [content for _, _, content in lines]
+    head = said[0] if said else None
+    assert head is None or isinstance(head, JournalHead)
+    frames = [record for record in said[1:] if isinstance(record, FrameRecord)]
+    return Journal(head, frames, len(data) - sum(size for _, size, _ in lines))
+
+
+def adopted_records(run: RunDir, shard: int, sha: str, wanted: range) -> list[FrameRecord]:
+    """The records that a later life takes over, read back."""
+    return list(read_frames(run, shard, adopt_frames(run, shard, sha, wanted).frames.values()))
+
+
 def test_a_torn_journal_gives_exactly_the_whole_lines(tmp_path: Path) -> None:
     """Cut at every single byte: the frames of the lines before the cut are adopted, and no other."""
     run = RunDir(tmp_path)
@@ -65,7 +92,7 @@ def test_a_torn_journal_gives_exactly_the_whole_lines(tmp_path: Path) -> None:
         path.write_bytes(data[:cut])
         whole = sum(end <= cut for end in ends) - 1  # the head is a line too
         adopted = adopt_frames(run, 3, SHA, WANTED)
-        assert list(adopted.frames.values()) == records[: max(0, whole)]
+        assert list(read_frames(run, 3, adopted.frames.values())) == records[: max(0, whole)]
         assert bool(adopted.notes) == (cut not in {0, *ends})
 
 
@@ -129,10 +156,10 @@ def test_frames_whose_bytes_changed_are_not_adopted(tmp_path: Path, frame: int) 
     for position in range(records[frame].offset, records[frame].offset + records[frame].length):
         path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
         adopted = adopt_frames(run, 3, SHA, WANTED)
-        assert list(adopted.frames.values()) == records[:frame]
+        assert list(read_frames(run, 3, adopted.frames.values())) == records[:frame]
         assert f"frame {4 + frame} is not what its journal says" in adopted.notes[0]
         path.write_bytes(data[:position])
-        assert list(adopt_frames(run, 3, SHA, WANTED).frames.values()) == records[:frame]
+        assert adopted_records(run, 3, SHA, WANTED) == records[:frame]
 
 
 def test_a_missing_part_is_as_good_as_none(tmp_path: Path) -> None:
@@ -187,23 +214,23 @@ def test_a_journal_or_part_that_cannot_be_read_is_a_storage_error(
     run = RunDir(tmp_path)
     write_part(run, [4])
 
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    really_open = Path.open
 
-    for name in ("read_bytes", "open"):
-        monkeypatch.setattr(Path, name, fail)
-        with pytest.raises(StorageError, match=r"000003\.0\.(journal|part): Input/output error"):
+    for suffix in (".journal", ".part"):
+
+        def fail(path: Path, *arguments: Any, _suffix: str = suffix) -> Any:
+            if path.suffix == _suffix:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return really_open(path, *arguments)
+
+        monkeypatch.setattr(Path, "open", fail)
+        with pytest.raises(StorageError, match=rf"000003\.0\{suffix}: Input/output error"):
             adopt_frames(run, 3, SHA, WANTED)
         monkeypatch.undo()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(["frame", "abandon", "empty"]), st.integers(1, 60)),
-        max_size=12,
-    )
-)
+@given(st.lists(st.tuples(st.sampled_from(["frame", "abandon", "empty"]), st.integers(1, 60)), max_size=12))
 def test_part_uses_and_records_are_true_whatever_was_abandoned(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
 ) -> None:
@@ -229,7 +256,7 @@ def test_part_uses_and_records_are_true_whatever_was_abandoned(
         data = whole[record.offset : record.offset + record.length]
         assert hashlib.sha256(data).hexdigest() == record.sha256
     adopted = adopt_frames(run, 0, SHA, range(20))
-    assert list(adopted.frames.values()) == records
+    assert list(read_frames(run, 0, adopted.frames.values())) == records
     if records:
         assert list(adopted.parts.values()) == [part.use()]
 
@@ -281,7 +308,19 @@ def test_a_part_that_lost_its_journal_is_never_written_to(tmp_path: Path) -> Non
     records = write_part(run, [4, 5])
     assert old.read_bytes() == before
     assert {record.part for record in records} == {run.part_name(3, 1)}
-    assert list(adopt_frames(run, 3, SHA, WANTED).frames.values()) == records
+    assert adopted_records(run, 3, SHA, WANTED) == records
+
+
+def test_a_journal_that_goes_while_it_is_read_is_a_storage_error(tmp_path: Path) -> None:
+    """Records that were adopted and are gone when they are wanted end the task, whichever life they are of."""
+    run = RunDir(tmp_path)
+    write_part(run, [4])
+    write_part(run, [5])
+    facts = list(adopt_frames(run, 3, SHA, WANTED).frames.values())
+    for life in (1, 0):
+        run.journal(3, life).unlink()
+        with pytest.raises(StorageError, match="is not there any more"):
+            list(read_frames(run, 3, facts))
 
 
 def record_with(reasons: Sequence[str], part: str) -> FrameRecord:
@@ -289,7 +328,10 @@ def record_with(reasons: Sequence[str], part: str) -> FrameRecord:
     return FrameRecord(1, part, 0, 0, "", 0, [], [PieceRecord(n, 0, [], reason) for n, reason in enumerate(reasons)])
 
 
-@given(st.lists(st.sampled_from(["", "size", "count"]), max_size=4), st.lists(st.sampled_from(["", "size"]), max_size=4))
+reasons = st.lists(st.sampled_from(["", "size", "count"]), max_size=4)
+
+
+@given(reasons, reasons)
 def test_of_two_records_the_one_with_fewer_failures_counts(old: list[str], new: list[str]) -> None:
     """A retry never makes a frame worse, and of equals the later is taken."""
     before, after = record_with(old, "old"), record_with(new, "new")
@@ -317,7 +359,7 @@ def test_a_full_disk_is_a_storage_error_and_loses_no_finished_frame(
         part.abandon_frame() if call == "ftruncate" else write_frame(part, 5, content(5))
     monkeypatch.undo()
     part.close()
-    assert list(adopt_frames(run, 3, SHA, WANTED).frames.values()) == [record]
+    assert adopted_records(run, 3, SHA, WANTED) == [record]
 
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +371,7 @@ def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     records = [write_frame(part, 4, content(4))]
     monkeypatch.undo()
     part.close()
-    assert list(adopt_frames(run, 3, SHA, WANTED).frames.values()) == records
+    assert adopted_records(run, 3, SHA, WANTED) == records
 
 
 def test_a_kill_at_any_line_loses_at_most_the_open_frame(tmp_path: Path) -> None:
@@ -349,7 +391,7 @@ def test_a_kill_at_any_line_loses_at_most_the_open_frame(tmp_path: Path) -> None
         adopted = adopt_frames(RunDir(root), 3, SHA, WANTED)
         last = int((root / "closed").read_text()) if (root / "closed").exists() else 3
         assert list(adopted.frames) in [list(range(4, last + 1)), list(range(4, last + 2))]
-        for frame, record in adopted.frames.items():
+        for frame, record in zip(adopted.frames, read_frames(RunDir(root), 3, adopted.frames.values()), strict=True):
             assert record.sha256 == hashlib.sha256(content(frame)).hexdigest()
         more = PartWriter(RunDir(root), 3, SHA)
         write_frame(more, 7, content(7))

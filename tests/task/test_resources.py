@@ -17,6 +17,8 @@ from pipeline.task.resources import (
     BLOCK_COPIES,
     CONNECTION_MEMORY,
     ENCODER_MEMORY,
+    FILE_MEMORY,
+    FILES_AHEAD,
     choose_workers,
     file_system_kind,
     find_scratch,
@@ -25,28 +27,44 @@ from pipeline.task.resources import (
 )
 
 
-@given(st.integers(0, 1 << 38), st.integers(1, 256), st.integers(1, 1024), st.integers(64 << 10, 64 << 20))
-def test_workers_fit_into_the_memory(memory: int, cores: int, connections: int, block_bytes: int) -> None:
+@given(
+    st.integers(0, 1 << 38), st.integers(1, 256), st.integers(1, 1024), st.integers(64 << 10, 64 << 20),
+    st.integers(1, 1_000_000),
+)  # fmt: skip
+def test_workers_fit_into_the_memory(memory: int, cores: int, connections: int, block_bytes: int, files: int) -> None:
     """Whatever is asked for, the sum of what all workers hold is within the bound, or it is refused."""
     try:
-        workers = choose_workers(memory, cores, connections, block_bytes)
-    except ConfigError as error:
-        assert "task.memory" in str(error)
-        assert memory < BASE_MEMORY + CONNECTION_MEMORY + ENCODER_MEMORY + BLOCK_COPIES * 3 * block_bytes * 2
+        workers = choose_workers(memory, cores, connections, block_bytes, files)
+    except ConfigError:
+        least = BASE_MEMORY + CONNECTION_MEMORY + ENCODER_MEMORY + FILE_MEMORY * files
+        assert memory < least + BLOCK_COPIES * 3 * block_bytes * 2
         return
     assert 1 <= workers.cores <= cores
     assert 1 <= workers.connections <= connections
     assert workers.blocks >= 1
-    held = BASE_MEMORY + workers.connections * CONNECTION_MEMORY + workers.cores * ENCODER_MEMORY
+    assert files <= workers.files <= max(files, FILES_AHEAD)
+    held = (
+        BASE_MEMORY
+        + workers.files * FILE_MEMORY
+        + workers.connections * CONNECTION_MEMORY
+        + workers.cores * ENCODER_MEMORY
+    )
     assert held + workers.blocks * BLOCK_COPIES * 3 * block_bytes <= memory
     if workers.cores > 1:
         assert workers.blocks >= 2 * workers.cores
 
 
+def test_too_little_memory_is_told_with_the_setting() -> None:
+    """The message names the key of the config and what to change."""
+    with pytest.raises(ConfigError, match=r"task\.memory") as caught:
+        choose_workers(256 << 20, 1, 1, 64 << 20, 10_000)
+    assert "archive.block_bytes" in caught.value.hint
+
+
 def test_the_defaults_use_what_is_granted() -> None:
     """1 GiB feeds several cores at blocks of 4 MiB, and plenty of memory feeds all."""
-    assert choose_workers(1 << 30, 2, 16, 4 << 20) == (2, 6, 16)
-    assert choose_workers(64 << 30, 32, 64, 4 << 20) == (32, 66, 64)
+    assert choose_workers(1 << 30, 2, 16, 4 << 20, 10_000) == (2, 6, 16, 20_000)
+    assert choose_workers(64 << 30, 32, 64, 4 << 20, 10_000) == (32, 66, 64, 20_000)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +107,11 @@ broken line
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("/", "ext4"), ("/tmp", "tmpfs"), ("/tmp/x/y", "tmpfs"), ("/tmpx", "ext4"), ("/home", "nfs4"), ("/home/u", "nfs4"),
+        ("/", "ext4"), ("/tmp", "tmpfs"), ("/tmp/x/y", "tmpfs"), ("/tmpx", "ext4"), ("/home", "nfs4"),
+        ("/home/u", "nfs4"),
         ("/home/local/u", "xfs"), ("/home/localx", "nfs4"), ("/mnt/with space/x", "lustre"), ("/mnt/with", "ext4"),
-        ("/mnt/back\\slash", "beegfs"), ("/mnt/new\nline/x", "ext4"), ("/over/x", "tmpfs"), ("/mnt/dash/x", "fuse.sshfs"),
+        ("/mnt/back\\slash", "beegfs"), ("/mnt/new\nline/x", "ext4"), ("/over/x", "tmpfs"),
+        ("/mnt/dash/x", "fuse.sshfs"),
     ],
 )  # fmt: skip
 def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(path: str, kind: str) -> None:
