@@ -63,9 +63,9 @@ class Select(_Table, frozen=True):
 class SourceIdc(_Table, frozen=True):
     """`[sources.idc]`: endpoints of the NCI Imaging Data Commons and the index to plan from.
 
-    `index` is a Parquet file or `packaged` (from the installed idc-index-data); `release` pins the data release: `25`
-    or `25.0.5`, empty for whatever is installed. `s3_endpoint` may be `demo`: the embedded site and its index.
-    `mirror_endpoint` empty: no fail-over.
+    `index` is a Parquet file, the http(s) URL of one, or `packaged` (from the installed idc-index-data); `release` pins
+    the data release: `25` or `25.0.5`, empty for whatever is installed. `s3_endpoint` may be `demo`: the embedded site
+    and its index. `mirror_endpoint` empty: no fail-over.
     """
 
     index: str = "packaged"
@@ -89,6 +89,7 @@ class Archive(_Table, frozen=True):
     max_bytes: ByteSize = ByteSize(0)
     group_bytes: ByteSize = ByteSize(64 << 20)
     cut_bytes: ByteSize = ByteSize(2 << 30)
+    cut_files: int = 10_000
     block_bytes: ByteSize = ByteSize(4 << 20)
     portable: bool = False
 
@@ -220,7 +221,7 @@ def resolve_paths(config: Config, base: Path, file: str) -> Config:
     logs = absolute("storage.logs", config.storage.logs)
     storage = Storage(root=root, logs=logs or str(Path(root) / "logs"))
     idc = config.sources.idc
-    if idc.index != "packaged":
+    if idc.index != "packaged" and not idc.index.startswith(("http://", "https://")):
         idc = msgspec.structs.replace(idc, index=absolute("sources.idc.index", idc.index))
     task = msgspec.structs.replace(config.task, scratch=absolute("task.scratch", config.task.scratch))
     return msgspec.structs.replace(config, storage=storage, sources=Sources(idc=idc), task=task)
@@ -312,6 +313,7 @@ def _impossible(config: Config) -> list[tuple[str, str]]:
         need(False, "archive.path", problem)
     need(64 << 10 <= archive.block_bytes <= 64 << 20, "archive.block_bytes", "must be 64 KiB to 64 MiB")
     need(archive.cut_bytes >= archive.block_bytes, "archive.cut_bytes", "must be at least archive.block_bytes")
+    need(archive.cut_files >= 1, "archive.cut_files", "must be at least 1")
     need(archive.group_bytes <= archive.cut_bytes, "archive.group_bytes", "must be at most archive.cut_bytes")
     need(0 <= config.shards.count <= 10**9, "shards.count", "must be 0 (automatic) to 1,000,000,000")
     need(config.shards.target_bytes > 0, "shards.target_bytes", "must be more than 0")

@@ -6,8 +6,9 @@ number of files and the exact bytes; ETags are MD5 except of multipart objects; 
 
 from __future__ import annotations
 
+import time
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote_plus, urlencode
@@ -17,11 +18,15 @@ from pipeline.errors import ItemError
 from pipeline.model import Entry, Item, RemoteFile
 from pipeline.sources.base import Body, Received, cut_files
 from pipeline.sources.idc_buckets import mirror_bucket
-from pipeline.transport.client import Transport
+from pipeline.transport.client import Response, Transport
 
 LISTING_LIMIT = 16 << 20
-# Beyond this many pages (of 1,000 keys) a listing is a fault of the site: the largest real series has 92.
+# Where the index states no number of files, a longer listing is a fault of the site: the largest series has 92,000.
+MAX_FILES = 200_000
+# So is one of more pages (of 1,000 keys), whatever is on them.
 MAX_PAGES = 2000
+# Of the time that is left for an item or a body, what the endpoint may use up while a mirror waits.
+ENDPOINT_SHARE = 2 / 3
 
 
 class Place(NamedTuple):
@@ -82,6 +87,16 @@ def parse_listing(body: bytes) -> tuple[list[RemoteFile], str]:
     return files, token
 
 
+def check_count(item: Item, count: int) -> None:
+    """Refuse a listing as soon as it has more files than there can be. Pure. Raises `ItemError`."""
+    if 0 <= item.files < count:
+        text = f"the site lists more than the {item.files} files that the index states: {count} so far"
+        raise ItemError("count", text, transient=True)
+    if item.files < 0 and count > MAX_FILES:
+        text = f"the site lists more than {MAX_FILES} files, and the index states no number"
+        raise ItemError("count", text, transient=True)
+
+
 def check_listing(item: Item, files: Sequence[RemoteFile]) -> None:
     """Compare a complete listing with what the index states. Pure.
 
@@ -101,12 +116,32 @@ def check_listing(item: Item, files: Sequence[RemoteFile]) -> None:
         raise ItemError("count", "the site lists a key twice", transient=True)
 
 
-class IdcFetcher:
-    """A task's way to IDC: lists and downloads from the endpoint, and from the mirror where the endpoint fails."""
+def choose_error(errors: Sequence[tuple[str, ItemError]]) -> ItemError:
+    """Make one error of what each place said, first place first. Pure.
 
-    def __init__(self, settings: SourceIdc, transport: Transport) -> None:
+    Only what no place has is `withdrawn`; what may pass wins over what will not, so that the item is tried again.
+    """
+    if len(errors) == 1:
+        return errors[0][1]
+    said = "; ".join(f"{place}: {error}" for place, error in errors)
+    lasting = [error for _, error in errors if error.reason != "withdrawn"]
+    passing = [error for error in lasting if error.transient]
+    chosen = [*passing, *lasting, errors[0][1]][0]
+    return ItemError(chosen.reason, said, transient=chosen.transient)
+
+
+class IdcFetcher:
+    """A task's way to IDC: lists and downloads from the endpoint, and from the mirror where the endpoint fails.
+
+    `clock` is what deadlines are on: the transport's.
+    """
+
+    def __init__(
+        self, settings: SourceIdc, transport: Transport, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._settings = settings
         self._transport = transport
+        self._clock = clock
 
     def list_bodies(self, entry: Entry, deadline: float) -> list[Body]:
         """List an entry's objects in key order; of a cut item, those of this piece."""
@@ -118,61 +153,65 @@ class IdcFetcher:
         bucket = entry.item.location.bucket
         return [Body(entry, file, f"{bucket}/{file.key}:{file.size}:{file.etag}") for file in files]
 
-    def list_series(self, item: Item, deadline: float | None = None) -> list[RemoteFile]:
+    def list_series(self, item: Item, deadline: float) -> list[RemoteFile]:
         """List a whole series, checked against the index, in key order. Raises `ItemError`."""
         errors = []
-        for place in self._places(item):
+        for place, until in self._places(item, deadline):
             try:
-                files = self._list_place(place, deadline)
+                files = self._list_place(place, item, until)
                 check_listing(item, files)
             except ItemError as error:
-                errors.append(error)
+                errors.append((place.endpoint, error))
                 continue
             return sorted(files, key=lambda file: file.key)
-        raise errors[0]
+        raise choose_error(errors)
 
     def fetch(self, body: Body, path: Path, deadline: float) -> Received:
         """Download one object, from the mirror when the endpoint does not deliver it. Raises `ItemError`."""
         file = body.file
-        errors = []
-        for number, place in enumerate(self._places(body.entry.item)):
+        errors: list[tuple[str, ItemError]] = []
+        for place, until in self._places(body.entry.item, deadline):
             # A multipart ETag is the endpoint's own; the mirror has the bytes, but may have another ETag.
-            etag = file.etag if number == 0 or "-" not in file.etag else ""
+            etag = file.etag if not errors or "-" not in file.etag else ""
             try:
-                got = self._transport.download(
-                    place.url(file.key), path, size=file.size, etag=etag, deadline_at=deadline
-                )
+                got = self._transport.download(place.url(file.key), path, size=file.size, etag=etag, deadline_at=until)
             except ItemError as error:
-                errors.append(error)
+                errors.append((place.endpoint, error))
                 continue
             return Received(path, got.size, got.md5, got.sha256, got.evidence, f"idc:{place.endpoint}")
-        raise errors[0]
+        raise choose_error(errors)
 
-    def _places(self, item: Item) -> list[Place]:
+    def _places(self, item: Item, deadline: float) -> Iterator[tuple[Place, float]]:
+        """Yield where an item is, each place with its own deadline, reckoned when its turn comes."""
         where = item.location
         if not where.bucket or not where.uuid:
             raise ItemError("unavailable", "the index states no bucket or no crdc_series_uuid for it")
-        places = [Place(self._settings.s3_endpoint, where.bucket, where.uuid)]
-        if self._settings.mirror_endpoint:
-            places.append(Place(self._settings.mirror_endpoint, mirror_bucket(where.bucket), where.uuid))
-        return places
+        endpoint, mirror = self._settings.s3_endpoint, self._settings.mirror_endpoint
+        now = self._clock()
+        yield Place(endpoint, where.bucket, where.uuid), now + (deadline - now) * ENDPOINT_SHARE if mirror else deadline
+        if mirror:
+            yield Place(mirror, mirror_bucket(where.bucket), where.uuid), deadline
 
-    def _list_place(self, place: Place, deadline: float | None) -> list[RemoteFile]:
+    def _list_place(self, place: Place, item: Item, deadline: float) -> list[RemoteFile]:
+        def parse(answer: Response) -> tuple[list[RemoteFile], str]:
+            found = parse_listing(answer.body)
+            foreign = [file.key for file in found[0] if not file.key.startswith(f"{place.uuid}/")]
+            if foreign:
+                text = f"the site lists {foreign[0]!r:.200} for prefix {place.uuid}/"
+                raise ItemError("unavailable", text, transient=True)
+            return found
+
         files: list[RemoteFile] = []
         token = ""
         seen: set[str] = set()
         for _ in range(MAX_PAGES):
-            answer = self._transport.fetch_bytes(place.listing_url(token), limit=LISTING_LIMIT, deadline_at=deadline)
-            page, token = parse_listing(answer.body)
+            url = place.listing_url(token)
+            page, token = self._transport.fetch_parsed(url, parse, limit=LISTING_LIMIT, deadline_at=deadline)
             files += page
+            check_count(item, len(files))
             if not token:
-                break
+                return files
             if token in seen:
                 raise ItemError("unavailable", "the site's listing leads back to an earlier page", transient=True)
             seen.add(token)
-        else:
-            raise ItemError("unavailable", f"the site's listing does not end after {MAX_PAGES} pages")
-        foreign = [file.key for file in files if not file.key.startswith(f"{place.uuid}/")]
-        if foreign:
-            raise ItemError("unavailable", f"the site lists {foreign[0]!r} for prefix {place.uuid}/", transient=True)
-        return files
+        raise ItemError("unavailable", f"the site's listing does not end after {MAX_PAGES} pages")

@@ -49,7 +49,7 @@ class IdcAccess:
 
     def list_files(self, item: Item) -> list[RemoteFile]:
         """All files of a series, compared with the index's count and bytes. Raises `ItemError`."""
-        return self._fetcher.list_series(item)
+        return self._fetcher.list_series(item, time.monotonic() + DEADLINE)
 
     def download_series(self, item: Item, folder: Path, on_file: Callable[[int], object] = int) -> list[Path]:
         """Download a series to `folder/{SeriesInstanceUID}/{SOPInstanceUID}.dcm` and return the files' paths.

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -33,6 +33,9 @@ from pipeline.sources.where import check_where
 if TYPE_CHECKING:
     import duckdb
 
+REMOTE = ("http://", "https://")
+# Seconds for which a downloaded index is used without asking the site whether there is a new one.
+FRESH = 3600.0
 _INTEGER = r"U?(?:TINYINT|SMALLINT|INTEGER|BIGINT|HUGEINT)"
 _NEEDED = dict.fromkeys(TEXT_COLUMNS, "VARCHAR") | {
     "instanceCount": _INTEGER,
@@ -50,6 +53,7 @@ class IdcIndex:
         self.release = release
         with storing(f"IDC index {path}"):
             self.temp = Path(tempfile.mkdtemp(prefix="medhaul-index-", dir=temp)).resolve()
+        self._drop_download: Callable[[], object] = bool
         self._clean = weakref.finalize(self, shutil.rmtree, self.temp, ignore_errors=True)
         # Links of fixed names: what the real paths hold (quotes, glob signs) never gets into SQL.
         files = []
@@ -86,6 +90,8 @@ class IdcIndex:
         memory: str = "150MB",
         threads: int = 2,
         keep_order: bool = False,
+        refresh: bool = False,
+        offline: bool = False,
     ) -> IdcIndex:
         """Open the index that a config names and check that it is what it must be.
 
@@ -97,14 +103,35 @@ class IdcIndex:
             Bound of DuckDB's buffers; the process needs about 100 MB more.
         keep_order
             Whether `Selection.scan` and `stream` give rows in the order of the file.
+        refresh, offline
+            Of an index that is a URL: ask the site even if the copy in the cache is fresh, or never ask it.
 
         Raises
         ------
         ConfigError
             No such index, another data release than the config pins, or columns missing or of unusable type.
+        SiteUnavailableError
+            An index that is a URL cannot be had.
+        StorageError
+            Temporary files cannot be written.
         """
-        path, release = _find_index(source)
-        return cls(path, release, temp=temp, memory=memory, threads=threads, keep_order=keep_order)
+        if not source.index.startswith(REMOTE):
+            path, release = _find_index(source)
+            return cls(path, release, temp=temp, memory=memory, threads=threads, keep_order=keep_order)
+        from pipeline.sources.http_cache import download_parquet, show_url
+
+        with storing(f"IDC index {show_url(source.index)}"):
+            folder = Path(tempfile.mkdtemp(prefix="medhaul-index-", dir=temp))
+        try:
+            path = folder / "idc_index.parquet"
+            download_parquet(source.index, path, expire=FRESH, refresh=refresh, offline=offline)
+            path, release = _find_index(SourceIdc(index=str(path), release=source.release))
+            index = cls(path, release, temp=temp, memory=memory, threads=threads, keep_order=keep_order)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        index._drop_download = weakref.finalize(index, shutil.rmtree, folder, ignore_errors=True)
+        return index
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +143,7 @@ class IdcIndex:
         """Give back memory and temporary files."""
         self.connection.close()
         self._clean()
+        self._drop_download()
 
     def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a small result. Raises `ConfigError` or `StorageError`."""

@@ -6,9 +6,11 @@ import http.client
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from pipeline.errors import ItemError
 from pipeline.transport.download import Download, Haul, Sink
 from pipeline.transport.evidence import Tally, normalise_etag
 from pipeline.transport.exchange import Exchange, RequestError
@@ -16,6 +18,7 @@ from pipeline.transport.pool import ConnectionPool
 from pipeline.transport.retry import Policy, Runtime, Verdict
 from pipeline.transport.trial import Event, Means, Trial
 
+T = TypeVar("T")
 MIB = 1 << 20
 # Large enough that system calls and lock hand-overs do not count, small enough to stay in a core's cache for two hashes
 # and a write.
@@ -81,11 +84,34 @@ class Transport:
         ConfigError
             The proxy variables cannot be used.
         """
+        return self.fetch_parsed(url, _as_it_is, headers=headers, limit=limit, deadline_at=deadline_at)
+
+    def fetch_parsed(
+        self,
+        url: str,
+        parse: Callable[[Response], T],
+        *,
+        headers: Mapping[str, str] | None = None,
+        limit: int = 16 * MIB,
+        deadline_at: float | None = None,
+    ) -> T:
+        """Return what `parse` makes of a small answer, asking again also for an answer that it does not take.
+
+        An `ItemError` of `parse` that is `transient` fails the request, as an error status does; any other one fails
+        the item. Parameters and errors are else those of `fetch_bytes`.
+        """
         trial = self._trial(url, deadline_at, 0)
+        wanted = dict(headers or {})
         while True:
             try:
-                with trial.ask(headers or {}) as exchange:
-                    return Response(exchange.head.status, exchange.head.headers, _read(exchange, limit))
+                with trial.ask(wanted) as exchange:
+                    answer = Response(exchange.head.status, exchange.head.headers, _read(exchange, limit))
+                    try:
+                        return parse(answer)
+                    except ItemError as error:
+                        wanted["Cache-Control"] = "no-cache"  # a cache on the way may have kept what is wrong
+                        verdict = Verdict.RETRY if error.transient else Verdict.PERMANENT
+                        raise RequestError(error.reason, verdict, str(error)) from error
             except (RequestError, OSError, http.client.HTTPException) as error:
                 failure = trial.explain(error)
                 if failure.verdict in {Verdict.CHANGED, Verdict.UNSATISFIABLE}:
@@ -169,6 +195,10 @@ class Transport:
         if buffer is None:
             buffer = self._local.buffer = memoryview(bytearray(BUFFER))
         return buffer
+
+
+def _as_it_is(response: Response) -> Response:
+    return response
 
 
 def _read(exchange: Exchange, limit: int) -> bytes:

@@ -155,6 +155,8 @@ def explain_status(head: Head, code: str, wall: float) -> RequestError:
         Verdict.UNSATISFIABLE: "size",
     }.get(verdict, "unavailable")
     retry_after = parse_retry_after(head.headers.get("retry-after", ""), wall)
+    if retry_after:
+        text += f", asks to wait {retry_after:.0f} s"
     discard = verdict in {Verdict.CHANGED, Verdict.UNSATISFIABLE}
     return RequestError(reason, verdict, text, retry_after=retry_after, discard=discard)
 

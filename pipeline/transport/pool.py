@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
 import os
-import re
 import select
 import socket
 import ssl
@@ -15,11 +13,9 @@ from typing import Self
 
 import msgspec
 
+from pipeline.transport.connect import open_socket
 from pipeline.transport.proxy import Proxy, choose_proxy
-from pipeline.transport.retry import ProxyRefusedError
 from pipeline.transport.wire import Guard, Stream
-
-_TUNNEL_STATUS = re.compile(r"Tunnel connection failed: (\d{3})")
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -64,7 +60,7 @@ class ConnectionPool:
     context
         TLS settings; the default verifies certificates against the system's authorities (or SSL_CERT_FILE).
     connect_timeout
-        Seconds for each of: TCP connect to one address, proxy tunnel, TLS handshake.
+        Seconds for all of: looking the name up, TCP connect, proxy tunnel, TLS handshake.
     idle_seconds
         Age at which an idle connection is closed rather than used: sites and firewalls drop them silently.
     """
@@ -108,8 +104,10 @@ class ConnectionPool:
         ------
         OSError
             Could not connect (`ProxyRefusedError`: the proxy refused).
+        ProtocolError
+            The proxy's answer is not HTTP.
         InterruptedRunError, DeadlineError
-            While waiting for the budget.
+            While waiting for the budget, or connecting.
         ConfigError
             The proxy variables cannot be used.
         """
@@ -130,7 +128,7 @@ class ConnectionPool:
                     break
                 self._changed.wait(guard.slice)
         if connection is None:
-            connection = self._connect(origin)
+            connection = self._connect(origin, guard)
         connection.served += 1
         return connection
 
@@ -168,43 +166,17 @@ class ConnectionPool:
             self._open -= 1
         return None
 
-    def _connect(self, origin: Origin) -> Connection:
+    def _connect(self, origin: Origin, guard: Guard) -> Connection:
         try:
             proxy = choose_proxy(origin.scheme, origin.host, origin.port, self._environ)
-            sock = self._open_socket(origin, proxy)
+            context = self._default_context() if origin.scheme == "https" else None
+            sock = open_socket(origin.host, origin.port, proxy, context, guard, self._connect_timeout)
             return Connection(origin, sock, proxy if origin.scheme == "http" else None)
         except BaseException:
             with self._changed:
                 self._open -= 1
                 self._changed.notify()
             raise
-
-    def _open_socket(self, origin: Origin, proxy: Proxy | None) -> socket.socket:
-        """Connect by way of `http.client`, which also sets TCP_NODELAY, asks for the tunnel and starts TLS."""
-        host, port = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
-        maker: http.client.HTTPConnection
-        if origin.scheme == "https":
-            maker = http.client.HTTPSConnection(
-                host, port, timeout=self._connect_timeout, context=self._default_context()
-            )
-            if proxy:
-                maker.set_tunnel(origin.host, origin.port, proxy.headers)
-        else:
-            maker = http.client.HTTPConnection(host, port, timeout=self._connect_timeout)
-        try:
-            maker.connect()
-        except OSError as error:
-            maker.close()
-            refused = _TUNNEL_STATUS.match(str(error))
-            if refused:
-                status = int(refused[1])
-                raise ProxyRefusedError(f"the proxy {proxy!r} refused the tunnel: {status}", status) from None
-            raise
-        except http.client.HTTPException:
-            maker.close()
-            raise
-        sock: socket.socket = maker.sock
-        return sock
 
     def _default_context(self) -> ssl.SSLContext:
         with self._changed:

@@ -48,7 +48,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     deadline
         Seconds that one object or listing may take with all its retries.
     base, cap
-        Seconds: the first wait is at most `base`, doubles with each failure and never exceeds `cap`.
+        Seconds: the first wait is at most `base`, doubles with each failure and never exceeds `cap`. A site that asks
+        for a longer wait than `cap` is given up: another site may have the object now.
     slow_base
         `base` where the site asks to slow down; S3's guidance is about 2 s.
     stall
@@ -163,7 +164,12 @@ def choose_next(
     left: float,
     uniform: Callable[[], float],
 ) -> float | None:
-    """Seconds to wait before the next try, or None to give up: too many failures, or not `left` enough seconds."""
+    """Seconds to wait before the next try, or None to give up.
+
+    That is after too many failures, when fewer seconds are `left`, or when the site asks for more than `Policy.cap`.
+    """
+    if retry_after is not None and retry_after > policy.cap:
+        return None
     if failures >= policy.attempts or verdict in {Verdict.PERMANENT, Verdict.GONE, Verdict.FORBIDDEN}:
         return None
     delay = choose_delay(policy, verdict, failures, retry_after, uniform)

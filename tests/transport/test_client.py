@@ -357,3 +357,38 @@ def test_unusable_proxy():
             Transport(pool, QUICK).fetch_bytes("https://127.0.0.1:1/l")
         assert "secret" not in str(caught.value) + caught.value.hint
         assert pool.open_connections == 0
+
+
+def refuse_portal(response):
+    """Read a number; what is none may pass, and `gone` may not."""
+    if response.body == b"gone":
+        raise ItemError("withdrawn", "says that it is gone")
+    if not response.body.isdigit():
+        raise ItemError("count", f"not a number: {response.body!r}", transient=True)
+    return int(response.body)
+
+
+def test_a_wrong_answer_is_asked_for_again(server, transport, events):
+    """What the caller cannot read counts as a failed request: it is asked for again, past caches, at the same place."""
+    url = server.on("/l", answer(200, b"<html>"), answer(200, b""), answer(200, b"17"))
+    assert transport.fetch_parsed(url, refuse_portal) == 17
+    assert server.asked("cache-control") == ["", "no-cache", "no-cache"]
+    assert [event["event"] for event in events] == ["failure", "retry", "failure", "retry", "response"]
+    assert server.connections == 1
+
+
+def test_an_answer_that_stays_wrong_fails(server, transport):
+    """The caller's reason is the one that the item fails with, after as many requests as the policy allows."""
+    url = server.on("/l", answer(200, b"<html>"))
+    with pytest.raises(ItemError, match=r"/l: not a number: b'<html>' \(requests: 4") as caught:
+        transport.fetch_parsed(url, refuse_portal)
+    assert (caught.value.reason, caught.value.transient) == ("count", True)
+    assert len(server.requests) == 4
+
+
+def test_an_answer_that_is_final_is_not_asked_for_again(server, transport):
+    """A permanent error of the caller ends the trial at once."""
+    with pytest.raises(ItemError, match="says that it is gone") as caught:
+        transport.fetch_parsed(server.on("/l", answer(200, b"gone")), refuse_portal)
+    assert (caught.value.reason, caught.value.transient) == ("withdrawn", False)
+    assert len(server.requests) == 1

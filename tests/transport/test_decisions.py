@@ -103,7 +103,10 @@ def test_delay_grows():
         (Verdict.RETRY, 5, None, 100, None),
         (Verdict.RETRY, 1, None, 0.5, None),
         (Verdict.SLOW_DOWN, 1, 30.0, 100, 32.0),
-        (Verdict.SLOW_DOWN, 1, 300.0, 100, None),
+        (Verdict.SLOW_DOWN, 1, 60.0, 100, 62.0),
+        (Verdict.SLOW_DOWN, 1, 60.0, 61, None),
+        (Verdict.SLOW_DOWN, 1, 61.0, 1e6, None),
+        (Verdict.RETRY, 1, 1e9, 1e6, None),
         (Verdict.GONE, 1, None, 100, None),
         (Verdict.FORBIDDEN, 1, None, 100, None),
         (Verdict.PERMANENT, 1, None, 100, None),
@@ -111,7 +114,7 @@ def test_delay_grows():
     ],
 )
 def test_choose_next(verdict, failures, retry_after, left, expected):
-    """Giving up has three causes: the verdict, the number of failures, the deadline."""
+    """Giving up has four causes: the verdict, the number of failures, the deadline, a site that asks for too long."""
     assert choose_next(POLICY, verdict, failures, retry_after, left, lambda: 1.0) == expected
 
 

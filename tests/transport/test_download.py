@@ -198,8 +198,9 @@ def test_final_statuses(server, transport, tmp_path, status, reason):
     assert f"{status} Some Reason (AccessDenied)" in str(error)
 
 
-def test_slow_down(server, transport, events, tmp_path):
+def test_slow_down(server, pool, events, tmp_path):
     """503 is waited for: at least as long as Retry-After says, over the same connection."""
+    transport = Transport(pool, msgspec.structs.replace(QUICK, cap=2.0), on_event=events.append)
     url = server.on("/o", answer(503, b"<Code>SlowDown</Code>", Retry_After=1), serve(BODY))
     got = fetch(transport, url, tmp_path)
     assert (got.attempts, server.connections) == (2, 1)
@@ -209,10 +210,13 @@ def test_slow_down(server, transport, events, tmp_path):
     assert got.seconds >= 1
 
 
-def test_retry_after_beyond_the_deadline(server, transport, tmp_path):
-    """A site that asks to wait longer than there is time is given up at once."""
+@pytest.mark.parametrize(("deadline", "cap"), [(60, 7200), (86400, 60)])
+def test_retry_after_beyond_reason(server, pool, tmp_path, deadline, cap):
+    """A site that asks to wait longer than there is time, or than the policy ever waits, is given up at once."""
+    transport = Transport(pool, msgspec.structs.replace(QUICK, deadline=deadline, cap=cap))
     error = fail(transport, server.on("/o", answer(503, Retry_After=3600)), tmp_path, "unavailable")
     assert error.transient
+    assert "asks to wait 3600 s" in str(error)
     assert len(server.requests) == 1
 
 
