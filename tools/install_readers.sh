@@ -8,6 +8,7 @@ type -P xz >/dev/null || missing+=(xz-utils)
 type -P bsdtar >/dev/null || missing+=(libarchive-tools)
 type -P 7zz >/dev/null || type -P 7z >/dev/null || missing+=(7zip)
 type -P busybox >/dev/null || missing+=(busybox)
+type -P pixz >/dev/null || missing+=(pixz)
 type -P sha256sum >/dev/null || missing+=(coreutils)
 [[ ${#missing[@]} -gt 0 ]] || exit 0
 if [[ "$(id -u)" != 0 ]] || ! type -P apt-get >/dev/null; then

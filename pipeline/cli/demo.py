@@ -19,6 +19,7 @@ def demo(ctx: click.Context, folder: Path) -> None:
     Uses the local scheduler and 127.0.0.1 only. Nothing outside FOLDER and scratch is written.
     """
     from pipeline.archive.reader import ArchiveReader
+    from pipeline.atomic import storage_errors
     from pipeline.cli.extract import extract
     from pipeline.cli.ls import ls
     from pipeline.cli.run import run
@@ -28,8 +29,9 @@ def demo(ctx: click.Context, folder: Path) -> None:
     from pipeline.rundir import RunDir
 
     config = folder / "configs" / "demo.toml"
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_bytes(resources.files("pipeline.demo").joinpath("demo.toml").read_bytes())
+    with storage_errors(config):
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_bytes(resources.files("pipeline.demo").joinpath("demo.toml").read_bytes())
     settings = read_config(config)
 
     def step(*words: str) -> None:

@@ -29,12 +29,12 @@ def failed(run: Path, *, logs: bool, as_json: bool, quiet: bool, verbose: bool) 
 
     The JSON is `pipeline.report.failed.FailedReport`.
     """
-    from pipeline.report.failed import make_failed, render_failed
+    from pipeline.report.failed import make_failed, read_recorded, render_failed
 
     echo = make_echo(quiet=quiet, verbose=verbose)
     collector = open_collector(run)
     status, _ = collector.collect()
-    report = make_failed(status, collector.book.receipts)
+    report = make_failed(status, collector.book.receipts, read_recorded(status))
     if as_json:
         echo.json(report)
         return
@@ -51,6 +51,8 @@ def _show_logs(run: RunDir, echo: Echo, items: list[FailedLine], shards: list[Op
 
     tasks: dict[tuple[int, str], list[str]] = {}
     for item in items:
+        if not item.job:
+            continue
         tasks.setdefault((item.attempt, item.job), []).append(item.id)
     for view in shards:
         if view.job:

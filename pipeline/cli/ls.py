@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -63,9 +63,9 @@ class FrameRow(msgspec.Struct, frozen=True):
 
 @click.command()
 @click.argument("archive")
-@click.option("--items", "kind", flag_value="items", default=True, help="Items, one a line (the default).")
-@click.option("--files", "kind", flag_value="files", help="Files, one a line.")
-@click.option("--frames", "kind", flag_value="frames", help="Frames, one a line.")
+@click.option("--items", "kind", flag_value="items", default=True, help="Items, a table (the default).")
+@click.option("--files", "kind", flag_value="files", help="Files, one path a line.")
+@click.option("--frames", "kind", flag_value="frames", help="Frames, a table.")
 @click.option("--long", "-l", "is_long", is_flag=True, help="Sizes, licences and hashes too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line, for programs.")
 @click.option("--index", type=click.Path(path_type=Path), help="Read this index, not the archive's own.")
@@ -89,8 +89,12 @@ def ls(archive: str, kind: Kind, *, is_long: bool, as_json: bool, index: Path | 
                 f"# {head.name}: {head.items - head.failed} items, {head.failed} failed, {head.files} files, "
                 f"{render_size(head.bytes)} in {render_size(reader.source.size)}"
             )
-        for row in list_rows(reader, kind):
-            click.echo(render_row(row, is_long=is_long))
+        if kind == "files" and not is_long:
+            for row in list_rows(reader, kind):
+                click.echo(printable(row.path) if isinstance(row, FileRow) else "")
+            return
+        for line in render_table(lambda: list_rows(reader, kind), COLUMNS[kind, is_long], is_long=is_long):
+            click.echo(line)
 
 
 def list_rows(reader: ArchiveReader, kind: Kind) -> Iterator[ItemRow | FileRow | FrameRow]:
@@ -138,19 +142,50 @@ def file_row(frame: FrameLine, item: ItemLine, file: FileLine) -> FileRow:
     return FileRow(path, item.id, file.size, file.sha256, frame.frame, file.offset, file.key, file.evidence, file.route)
 
 
-def render_row(row: ItemRow | FileRow | FrameRow, *, is_long: bool) -> str:
-    """A row for people; columns are parted by two spaces. Pure."""
+# Names of the columns; those that begin with ">" are right-aligned. The last one is as long as it likes.
+COLUMNS: dict[tuple[Kind, bool], tuple[str, ...]] = {
+    ("items", False): (">files", ">size", "item", "path"),
+    ("items", True): (">files", ">size", ">frame", "licence", "item", "path"),
+    ("files", True): ("sha256", ">bytes", "path"),
+    ("frames", False): (">frame", ">blocks", ">size", ">tar"),
+    ("frames", True): (">frame", ">blocks", ">size", ">tar", ">offset", "sha256"),
+}
+
+
+def render_table(
+    rows: Callable[[], Iterable[ItemRow | FileRow | FrameRow]], columns: tuple[str, ...], *, is_long: bool
+) -> Iterator[str]:
+    """Yield a head and the rows as aligned columns. The rows are asked for twice: an archive may have millions."""
+    names = tuple(column.lstrip(">") for column in columns)
+    widths = [len(name) for name in names]
+    for row in rows():
+        widths = [max(width, len(cell)) for width, cell in zip(widths, render_cells(row, is_long=is_long), strict=True)]
+    if columns[-1][0] != ">":
+        widths[-1] = 0
+    yield _align(names, columns, widths)
+    for row in rows():
+        yield _align(render_cells(row, is_long=is_long), columns, widths)
+
+
+def _align(cells: tuple[str, ...], columns: tuple[str, ...], widths: list[int]) -> str:
+    aligned = (
+        cell.rjust(width) if column[0] == ">" else cell.ljust(width)
+        for cell, column, width in zip(cells, columns, widths, strict=True)
+    )
+    return "  ".join(aligned).rstrip()
+
+
+def render_cells(row: ItemRow | FileRow | FrameRow, *, is_long: bool) -> tuple[str, ...]:
+    """A row's cells for people, in the order of `COLUMNS`. Pure."""
     if isinstance(row, FrameRow):
-        text = (
-            f"{row.frame:>7}  {row.blocks:>5} blocks  {render_size(row.length):>8} of {render_size(row.tar_bytes):>8}"
-        )
-        return f"{text}  at {row.offset}  {row.sha256}" if is_long else text
+        sizes = (str(row.frame), str(row.blocks), render_size(row.length), render_size(row.tar_bytes))
+        return (*sizes, str(row.offset), row.sha256) if is_long else sizes
     if isinstance(row, FileRow):
-        return printable(f"{row.sha256}  {row.size:>11}  {row.path}" if is_long else row.path)
-    piece = f" (piece {row.piece + 1} of {row.pieces})" if row.pieces > 1 else ""
+        return (row.sha256, str(row.size), printable(row.path))
     if row.state == "failed":
-        return printable(f"{row.id}  FAILED {row.reason}: {row.message}".rstrip(": "))
-    if is_long:
-        sizes = f"{row.files:>6} files  {render_size(row.bytes):>8}  frame {row.frame}"
-        return printable(f"{row.id}  {sizes}  {row.licence}  {row.path}{piece}")
-    return printable(f"{row.id}  {row.path}{piece}")
+        said = f"{row.path}  {row.reason}: {row.message}".rstrip(": ")
+        more = ("-", "-") if is_long else ()
+        return ("FAILED", "-", *more, printable(row.id), printable(said))
+    piece = f" (piece {row.piece + 1} of {row.pieces})" if row.pieces > 1 else ""
+    more = (str(row.frame), printable(row.licence) or "-") if is_long else ()
+    return (str(row.files), render_size(row.bytes), *more, printable(row.id), printable(row.path + piece))

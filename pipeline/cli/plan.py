@@ -36,11 +36,12 @@ def plan(config: Path, dry_run: bool, as_json: bool) -> None:
 
 def make_plan(config: Config, *, dry_run: bool = False, on_progress: Callable[[int], None] | None = None) -> Plan:
     """Plan a run, by default with progress on a terminal. Raises what `plan_run` raises."""
-    from pipeline.demo.embed import resolve_demo
+    from pipeline.demo.embed import plan_demo
     from pipeline.plan.idc import IdcPlanSource
     from pipeline.plan.planner import plan_run
 
-    return plan_run(config, IdcPlanSource(resolve_demo(config)), dry_run=dry_run, on_progress=on_progress or _progress())
+    with plan_demo(config, dry_run=dry_run) as settings:
+        return plan_run(config, IdcPlanSource(settings), dry_run=dry_run, on_progress=on_progress or _progress())
 
 
 def _progress() -> Callable[[int], None]:

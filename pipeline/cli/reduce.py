@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -23,8 +25,9 @@ def reduce(run: Path, allow_partial: bool) -> None:
     from pipeline.rundir import RunDir
     from pipeline.units import render_size
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    signal.signal(signal.SIGUSR1, _go_on)
     shown = time.monotonic()
 
     def progress(name: str, done: int, total: int) -> None:
@@ -41,6 +44,12 @@ def reduce(run: Path, allow_partial: bool) -> None:
                 f"{archive_file(run_dir, outcome.archive.name)}  {line.items - line.failed} items  {line.files} files  "
                 f"{render_size(line.size)}  SHA-256 {line.sha256}"
             )
+
+
+def _go_on(number: int, _: object) -> None:
+    """The early warning of a time limit: a join that is nearly done may still end, one that is cut is begun anew."""
+    said = f"{signal.Signals(number).name}: the time limit is near; going on as long as there is time\n"
+    os.write(sys.stderr.fileno(), said.encode())  # at once: a buffered stream may be in the middle of a line
 
 
 def _stop(number: int, _: object) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ logger = logging.getLogger("medhaul.task")
 
 # Seconds that may go into frames that are being packed, by signal: ahead of the time limit, or when killed soon.
 GRACE = {signal.SIGUSR1: 90.0, signal.SIGTERM: 15.0, signal.SIGINT: 5.0}
+
+# Seconds after which raw files that an interrupted task left on a node are removed by the next task there.
+SCRATCH_AGE = 7 * 24 * 3600.0
 
 
 @click.command()
@@ -82,7 +86,9 @@ def do_shard(run_dir: RunDir, shard: int, attempt: int, connections: int) -> Rec
         log.event("life-end", state="ended", code=error.exit_code, message=str(error))
         raise
     except BaseException as error:
-        log.event("life-end", state="fault", message=f"{type(error).__name__}: {error}")
+        logger.exception("a fault in medhaul ends this task")
+        trace = "".join(traceback.format_exception(error))
+        log.event("life-end", state="fault", message=f"{type(error).__name__}: {error}", traceback=trace)
         raise
     finally:
         log.close()
@@ -93,7 +99,7 @@ def _do(
     run_dir: RunDir, config: Config, shard: int, connections: int, *, life: Life, stop: Stop, log: object
 ) -> Receipt:
     from pipeline.sources.idc import IdcFetcher
-    from pipeline.task.cache import ScratchCache, remove_cache
+    from pipeline.task.cache import ScratchCache, remove_cache, sweep_scratch
     from pipeline.task.detail import DetailLog
     from pipeline.task.intake import scratch_path
     from pipeline.task.resources import choose_workers, find_scratch, granted_cores, scratch_candidates
@@ -106,8 +112,8 @@ def _do(
     settings = config.task
     share = connections or max(1, config.limits.connections // config.limits.tasks)
     cores = settings.cores or granted_cores(os.environ)
-    workers = choose_workers(settings.memory, cores, share, config.archive.block_bytes)
-    logger.info("%d compressors, %d blocks in flight, %d connections", *workers)
+    workers = choose_workers(settings.memory, cores, share, config.archive.block_bytes, config.archive.cut_files)
+    logger.info("%d compressors, %d blocks in flight, %d connections, %d files under way", *workers)
     work = ShardTask(
         run_dir, config, shard, life=life, stop=stop, log=log, workers=workers,
         second_round_wait=settings.second_round_wait,
@@ -129,6 +135,9 @@ def _do(
         transport = Transport(pool, policy, stop=stop.event, on_event=log.record)
         fetcher = IdcFetcher(endpoints.sources.idc, transport)
         candidates = scratch_candidates(settings.scratch, os.environ)
+        for _, place in candidates:
+            for swept in sweep_scratch(scratch_path(Path(place)), SCRATCH_AGE, time.time()):
+                logger.info("removed from %s what nobody came back for: %s", place, swept)
         if todo:
             needed = work.scratch_needed(todo)
             scratch, told = find_scratch(

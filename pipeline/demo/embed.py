@@ -1,7 +1,8 @@
 """The demo site for a config: `sources.idc.s3_endpoint = "demo"` starts it when it is needed.
 
 Data and server belong to the run's storage root: `<storage.root>/.demo-site/`. The server listens on 127.0.0.1 only and
-ends by itself after `LIFETIME` seconds; the next command that needs it starts it again.
+ends by itself after `LIFETIME` seconds; the next command that needs it starts it again. Planning needs its index only,
+and a dry run leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -21,10 +24,11 @@ import msgspec
 from pipeline.config import Config, Sources
 from pipeline.demo.data import build_demo
 from pipeline.demo.site import STATS_PATH
-from pipeline.errors import SiteUnavailableError
+from pipeline.errors import SiteUnavailableError, StorageError
 
 LIFETIME = 1800
 START_SECONDS = 60.0
+INDEX = "idc_index.parquet"
 
 
 def resolve_demo(config: Config) -> Config:
@@ -34,39 +38,103 @@ def resolve_demo(config: Config) -> Config:
     ------
     SiteUnavailableError
         When the site does not start.
+    StorageError
+        When its folder cannot be made or written.
     """
-    if config.sources.idc.s3_endpoint != "demo":
+    if not _is_demo(config):
         return config
-    folder = Path(config.storage.root) / ".demo-site"
+    folder = _folder(config)
     url = ensure_site(folder)
-    idc = msgspec.structs.replace(
-        config.sources.idc, index=str(folder / "data" / "idc_index.parquet"), s3_endpoint=url, mirror_endpoint=""
-    )
-    return msgspec.structs.replace(config, sources=Sources(idc=idc))
+    return _replace(config, folder / "data", url)
+
+
+@contextlib.contextmanager
+def plan_demo(config: Config, *, dry_run: bool) -> Iterator[Config]:
+    """Yield the config with the demo's index to plan from; nothing is served, and `dry_run` leaves no file behind.
+
+    Raises
+    ------
+    StorageError
+        When the index cannot be written.
+    """
+    if not _is_demo(config):
+        yield config
+        return
+    data = _folder(config) / "data"
+    with contextlib.ExitStack() as stack:
+        if dry_run and not (data / INDEX).exists():
+            with _storage_errors(Path(tempfile.tempdir or "temporary files")):
+                data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medhaul-demo-"))) / "data"
+                build_demo(data)
+        elif not dry_run:
+            with _locked(data.parent):
+                _ensure_data(data)
+        yield _replace(config, data, config.sources.idc.s3_endpoint)
 
 
 def ensure_site(folder: Path) -> str:
-    """Return the URL of the site that serves `folder`, starting it if it does not answer."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # commands of one machine; the demo is not for clusters
+    """Return the URL of the site that serves `folder`, starting it if it does not answer. Raises as `resolve_demo`."""
+    with _locked(folder):
         port_file = folder / "port"
         if (port := _answering(port_file)) is not None:
             return f"http://127.0.0.1:{port}"
         data = folder / "data"
-        if not (data / "idc_index.parquet").exists():
-            fresh = folder / "data.new"
-            shutil.rmtree(fresh, ignore_errors=True)
-            build_demo(fresh)
-            fresh.rename(data)
-        port_file.unlink(missing_ok=True)
-        _start(data / "buckets", port_file, folder / "site.log")
+        _ensure_data(data)
+        with _storage_errors(folder):
+            port_file.unlink(missing_ok=True)
+            _start(data / "buckets", port_file, folder / "site.log")
         end = time.monotonic() + START_SECONDS
         while (port := _answering(port_file)) is None:
             if time.monotonic() > end:
                 raise SiteUnavailableError("the demo site does not start", hint=f"see {folder / 'site.log'}")
             time.sleep(0.05)
         return f"http://127.0.0.1:{port}"
+
+
+def _is_demo(config: Config) -> bool:
+    return config.sources.idc.s3_endpoint == "demo"
+
+
+def _folder(config: Config) -> Path:
+    return Path(config.storage.root) / ".demo-site"
+
+
+def _replace(config: Config, data: Path, url: str) -> Config:
+    idc = msgspec.structs.replace(config.sources.idc, index=str(data / INDEX), s3_endpoint=url, mirror_endpoint="")
+    return msgspec.structs.replace(config, sources=Sources(idc=idc))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: among commands of one machine, since the demo is not for clusters."""
+    with contextlib.ExitStack() as stack:
+        with _storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / "lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _ensure_data(data: Path) -> None:
+    if (data / INDEX).exists():
+        return
+    fresh = data.with_name("data.new")
+    with _storage_errors(data):
+        shutil.rmtree(fresh, ignore_errors=True)
+        build_demo(fresh)
+        fresh.rename(data)
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Every failure of the operating system here is one of storage."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise StorageError(
+            f"{where}: {error.strerror}", hint="the demo needs a folder that can be written and some 100 MB"
+        ) from error
 
 
 def stop_site(folder: Path) -> None:

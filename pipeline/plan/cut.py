@@ -18,9 +18,9 @@ class Piece(NamedTuple):
     frame: int
 
 
-def count_pieces(size: int, files: int, cut_bytes: int) -> int:
-    """Over how many frames an item is cut: none longer than `cut_bytes` as planned, none without a file."""
-    return max(1, min(files, -(-size // cut_bytes)))
+def count_pieces(size: int, files: int, cut_bytes: int, cut_files: int) -> int:
+    """Over how many frames an item is cut: none above `cut_bytes` or `cut_files` as planned, none without a file."""
+    return max(1, min(files, max(-(-size // cut_bytes), -(-files // cut_files))))
 
 
 class FrameCut(Sequence[Piece]):
@@ -60,29 +60,33 @@ class FrameCut(Sequence[Piece]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def cut_frames(sizes: Iterable[tuple[int, int]], group_bytes: int, cut_bytes: int) -> FrameCut:
+def cut_frames(sizes: Iterable[tuple[int, int]], group_bytes: int, cut_bytes: int, cut_files: int) -> FrameCut:
     """Cut one archive's items, given in order as (bytes, files), into frames numbered from 0.
 
-    Items of at least `group_bytes` are a frame each, or several; smaller neighbours share one until it holds
-    `group_bytes`.
+    Items of at least `group_bytes`, or of more than `cut_files` files, are a frame each, or several; smaller neighbours
+    share one until it holds `group_bytes` or `cut_files` files.
     """
     cut = FrameCut()
     put_first, put_count = cut.first.append, cut.counts.append
     frame = -1
     held = group_bytes  # bytes in the open group; full, so that the first item opens a frame
+    held_files = 0
     for stated, files in sizes:
         size = stated if stated > 0 else 1  # a source may state nothing
-        if size >= group_bytes:
-            count = count_pieces(size, files, cut_bytes) if size > cut_bytes else 1
+        if size >= group_bytes or files > cut_files:
+            cuttable = size > cut_bytes or files > cut_files
+            count = count_pieces(size, files, cut_bytes, cut_files) if cuttable else 1
             put_first(frame + 1)
             put_count(count)
             frame += count
             held = group_bytes
             continue
         held += size
-        if held > group_bytes:
+        held_files += files if files > 0 else 1
+        if held > group_bytes or held_files > cut_files:
             frame += 1
             held = size
+            held_files = files if files > 0 else 1
         put_first(frame)
         put_count(1)
     return cut
@@ -99,7 +103,8 @@ def cut_volumes(sizes: Sequence[int], max_bytes: int) -> list[int]:
         return [len(sizes)]
     volumes = [0]
     held = 0
-    for size in sizes:
+    for stated in sizes:
+        size = max(stated, 0)  # a source may state nothing
         if volumes[-1] and held + size > max_bytes:
             volumes.append(0)
             held = 0

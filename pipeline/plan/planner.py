@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -17,7 +19,7 @@ import msgspec
 
 from pipeline import __version__
 from pipeline.archive.liblzma import liblzma_version
-from pipeline.atomic import fsync_folder, storage_errors, write_atomic
+from pipeline.atomic import current_umask, fsync_folder, storage_errors, write_atomic
 from pipeline.config import Archive, Config, Shards
 from pipeline.errors import ConfigError
 from pipeline.manifest import ManifestWriter, encode_entry
@@ -27,6 +29,9 @@ from pipeline.plan.paths import archive_name
 from pipeline.plan.source import PlanSource
 from pipeline.records import FORMAT, ArchiveEntry, ManifestIndex, RunRecord, ShardEntry
 from pipeline.rundir import RunDir, encode_record, freeze_config
+
+# Seconds after which the folder of a plan that never ended is taken to be left behind.
+UNFINISHED_AGE = 24 * 3600.0
 
 
 class Group(NamedTuple):
@@ -159,7 +164,7 @@ def plan_layouts(
         begin = 0
         for number, count in enumerate(volumes, start=1):
             pairs = list(zip(item_sizes[begin : begin + count], item_files[begin : begin + count], strict=True))
-            pieces = cut_frames(pairs, archive.group_bytes, archive.cut_bytes)
+            pieces = cut_frames(pairs, archive.group_bytes, archive.cut_bytes, archive.cut_files)
             costs = frame_costs(pieces, pairs, file_cost)
             shard_count = count_shards(costs, shards.count, cost_total, shards.target_bytes)
             name = archive_name(archive.name, group.name) + (f"-{number:04d}" if len(volumes) > 1 else "")
@@ -206,6 +211,7 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
         with storage_errors(root):
             if not dry_run:
                 root.mkdir(parents=True, exist_ok=True)
+                remove_unfinished(root, config.run.name, time.time())
             folder = Path(tempfile.mkdtemp(prefix=f".{config.run.name}.", dir=None if dry_run else root))
         try:
             index = _write_manifest(folder, spool, layouts, source, config)
@@ -231,6 +237,18 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
         unknown_sizes=spool.unknown,
         manifest_sha256=index.manifest_sha256,
     )
+
+
+def remove_unfinished(root: Path, name: str, now: float) -> None:
+    """Remove what plans of that name left in `root` when they were killed, more than a day ago."""
+    for folder in root.glob(f".{name}.*"):
+        # The eight letters are tempfile's.
+        if not re.fullmatch(r"[a-z0-9_]{8}", folder.name.removeprefix(f".{name}.")) or folder.is_symlink():
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            touched = max(path.lstat().st_mtime for path in (folder, *folder.glob("*")))
+            if folder.is_dir() and now - touched > UNFINISHED_AGE:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sizes(spool: _Spool, layout: Layout) -> list[tuple[int, int]]:
@@ -372,7 +390,7 @@ def _publish(folder: Path, config: Config, index: ManifestIndex) -> tuple[RunDir
         return run, True
     write_atomic(folder / "run.json", encode_record(record))
     with storage_errors(run.path):
-        folder.chmod(0o755)
+        folder.chmod(0o777 & ~current_umask())
         try:
             folder.rename(run.path)
         except OSError as error:

@@ -276,7 +276,7 @@ class ArchiveJoin:
             format=FORMAT, name=self.archive.name, items=items, failed=len(self.failed), files=self.counts["files"],
             bytes=self.counts["bytes"], frames=self.counts["frames"], tar_bytes=tar_bytes, path=settings.path,
             block_bytes=int(settings.block_bytes), group_bytes=int(settings.group_bytes),
-            cut_bytes=int(settings.cut_bytes), cut_files=getattr(settings, "cut_files", 0), portable=settings.portable,
+            cut_bytes=int(settings.cut_bytes), cut_files=settings.cut_files, portable=settings.portable,
             liblzma=", ".join(sorted(self.encoders)), libzstd=libzstd_version(),
         )  # fmt: skip
 

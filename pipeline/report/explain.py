@@ -60,7 +60,7 @@ def explain_task(status: TaskStatus) -> str:
 
 def classify_shard(
     receipt: Receipt | None,
-    damage: str,
+    problem: str,
     status: TaskStatus | None,
     heartbeat: Heartbeat | None,
 ) -> tuple[ShardState, str]:
@@ -68,8 +68,8 @@ def classify_shard(
 
     Parameters
     ----------
-    receipt, damage
-        Its sound receipt, or why the file that is there proves nothing.
+    receipt, problem
+        Its sound receipt, or why the one that is there proves nothing: itself damaged, or without its part.
     status
         Its task in the newest attempt; None when it is not part of that.
     heartbeat
@@ -84,14 +84,14 @@ def classify_shard(
     if receipt is not None:
         return ShardState.PARTIAL, f"{len(receipt.failed)} failed"
     if status is None:
-        return (ShardState.DEAD, f"damaged receipt: {damage}") if damage else (ShardState.NEW, "")
+        return (ShardState.DEAD, problem) if problem else (ShardState.NEW, "")
     reason = explain_task(status)
-    if status.state is State.COMPLETED or (status.state is State.FAILED and status.exit_code == 3):
+    if not problem and (status.state is State.COMPLETED or (status.state is State.FAILED and status.exit_code == 3)):
         reason += ", but left no receipt"
     if heartbeat is not None and heartbeat.note:
         reason += f"; last words: {heartbeat.note}"
-    if damage:
-        reason += f"; damaged receipt: {damage}"
+    if problem:
+        reason += f"; {problem}"
     return (ShardState.UNKNOWN if status.state is State.UNKNOWN else ShardState.DEAD), reason
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from pipeline.archive.index import ArchiveLine, read_lines
+from pipeline.archive.index import FailedLine as IndexLine
 from pipeline.records import FORMAT, Receipt
 from pipeline.report.explain import ShardState
 from pipeline.report.logs import detail_path, log_path, match_records, read_detail, read_tail, render_record
@@ -14,10 +18,15 @@ from pipeline.report.status import OpenShard, StatusReport
 
 TAIL_LINES = 20
 RECORDS = 10
+NO_RECEIPT = re.compile(r"shard \d+ has no receipt")  # what reduce says of items whose shard is listed anyway
 
 
 class FailedLine(msgspec.Struct, frozen=True):
-    """An item that is not archived. `reason` is one of the stable words, `message` is for people."""
+    """An item that is not archived. `reason` is one of the stable words, `message` is for people.
+
+    Found by reduce only (two items with the same path), it is known from the partial `archive` that lacks it: then
+    `number` and `shard` are -1, `attempt` is 0 and `job` empty.
+    """
 
     id: str
     path: str
@@ -29,6 +38,7 @@ class FailedLine(msgspec.Struct, frozen=True):
     shard: int
     attempt: int
     job: str
+    archive: str = ""
 
 
 class FailedReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,8 +50,10 @@ class FailedReport(msgspec.Struct, frozen=True, kw_only=True):
     shards: list[OpenShard]
 
 
-def make_failed(report: StatusReport, receipts: Mapping[int, Receipt]) -> FailedReport:
-    """Choose what went wrong from a status report and the receipts. Pure."""
+def make_failed(
+    report: StatusReport, receipts: Mapping[int, Receipt], recorded: Mapping[str, Sequence[IndexLine]] | None = None
+) -> FailedReport:
+    """Choose what went wrong from a status report, the receipts, and what partial archives record by name. Pure."""
     items = [
         FailedLine(
             id=item.id,
@@ -58,6 +70,16 @@ def make_failed(report: StatusReport, receipts: Mapping[int, Receipt]) -> Failed
         for _, receipt in sorted(receipts.items())
         for item in receipt.failed
     ]
+    known = {item.path for item in items}
+    items += [
+        FailedLine(
+            id=line.id, path=line.path, reason=line.reason, message=line.message, transient=False, number=-1, piece=0,
+            shard=-1, attempt=0, job="", archive=name,
+        )
+        for name, lines in (recorded or {}).items()
+        for line in lines
+        if line.path not in known and not NO_RECEIPT.fullmatch(line.message)
+    ]  # fmt: skip
     wrong = {ShardState.DEAD.value, ShardState.UNKNOWN.value}
     return FailedReport(
         format=FORMAT, run=report.run, items=items, shards=[view for view in report.open if view.state in wrong]
@@ -69,9 +91,28 @@ def render_failed(report: FailedReport) -> list[str]:
     lines = []
     for item in report.items:
         again = ", may work later" if item.transient else ""
-        lines.append(f"{item.id}  {item.path}  {item.reason}: {item.message} (shard {item.shard:06d}{again})")
+        where = f"archive {item.archive}" if item.archive else f"shard {item.shard:06d}"
+        lines.append(f"{item.id}  {item.path}  {item.reason}: {item.message} ({where}{again})")
     lines += [f"shard {view.shard:06d}  {view.state}: {view.reason}" for view in report.shards]
     return lines
+
+
+def read_recorded(report: StatusReport) -> dict[str, list[IndexLine]]:
+    """The failures at the head of each partial archive's index, by archive. One small read each."""
+    found = {}
+    for archive in report.archives:
+        if archive.state == "partial" and archive.path is not None:
+            path = Path(f"{archive.path}.index.jsonl.zst")
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:
+                continue  # a reduce is replacing the archive just now
+            with file:
+                lines = read_lines(file, str(path))
+                head = next(lines)
+                count = head.failed if isinstance(head, ArchiveLine) else 0
+                found[archive.name] = [line for line in itertools.islice(lines, count) if isinstance(line, IndexLine)]
+    return found
 
 
 def read_logs(logs: Path, job: str, words: Sequence[str]) -> list[str]:

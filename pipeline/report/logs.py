@@ -11,6 +11,7 @@ import msgspec
 
 TAIL_BYTES = 64 << 10
 CHUNK = 16 << 10
+MAGIC = b"\x28\xb5\x2f\xfd"  # of a zstd frame, RFC 8878, 3.1.1
 
 
 def read_tail(path: Path, lines: int) -> list[str]:
@@ -26,20 +27,27 @@ def read_tail(path: Path, lines: int) -> list[str]:
 
 
 def read_detail(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a detail log, JSON lines in zstd frames, as far as they can be read.
+    """Yield the records of a detail log, JSON lines in zstd frames, of all frames that are whole.
 
-    A log ends torn when its task was killed; what follows the first damage is not to be trusted and left out. Lines
-    that are not JSON objects are left out too. A missing file has no records.
+    A task that is killed leaves its last frame torn, and its next life appends to that: what follows is found again by
+    the next frame's magic number. Lines that are not JSON objects are left out. A missing file has no records.
     """
     decode = msgspec.json.Decoder(dict[str, Any]).decode
-    rest = b""
-    for data in _decompress(path):
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    at = data.find(MAGIC)
+    while at >= 0:
+        frame, end = _read_frame(data, at)
+        good = frame.endswith(b"\n")
+        for line in frame.splitlines():
             try:
                 yield decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError):
-                continue
+                good = False
+        # Where not all is as it was written, the frame may be a torn one that ends in the next one's bytes.
+        at = data.find(MAGIC, end if good else at + len(MAGIC))
 
 
 def match_records(records: Iterator[dict[str, Any]], words: Collection[str], keep: int) -> list[dict[str, Any]]:
@@ -69,22 +77,20 @@ def render_record(record: Mapping[str, Any]) -> str:
     return msgspec.json.encode(record).decode()
 
 
-def _decompress(path: Path) -> Iterator[bytes]:
+def _read_frame(data: bytes, at: int) -> tuple[bytes, int]:
+    """The content of the zstd frame at `at`, and where it ends; nothing when it is torn or not what was written."""
     import zstandard
 
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        decompressor = zstandard.ZstdDecompressor().decompressobj()
-        while data := file.read(CHUNK):
-            while data:
-                try:
-                    yield decompressor.decompress(data)
-                except zstandard.ZstdError:
-                    return
-                if not decompressor.eof:
-                    break
-                data = decompressor.unused_data
-                decompressor = zstandard.ZstdDecompressor().decompressobj()
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    found = []
+    for start in range(at, len(data), CHUNK):
+        try:
+            found.append(decompressor.decompress(data[start : start + CHUNK]))
+        except zstandard.ZstdError:
+            break
+        if decompressor.eof:
+            content = b"".join(found)
+            if MAGIC in content:  # no UTF-8: a block that was stored as it is, torn, and filled by the next frame
+                break
+            return content, min(start + CHUNK, len(data)) - len(decompressor.unused_data)
+    return b"", at

@@ -98,6 +98,27 @@ def shard_problem(receipt: Receipt | None, damage: str, sizes: Mapping[str, int]
     return "" if receipt.index in sizes else f"shard index {receipt.index} is missing"
 
 
+def find_problems(
+    index: ManifestIndex,
+    receipts: Mapping[int, Receipt],
+    damaged: Mapping[int, str],
+    sizes: Mapping[str, int],
+    finished: Collection[str],
+) -> dict[int, str]:
+    """Say of which shards the receipt proves nothing, and why: it is damaged, or what it names is not there. Pure.
+
+    Parameters as of `choose_todo`: receipts of finished archives need no parts.
+    """
+    problems = {shard: f"damaged receipt: {damage}" for shard, damage in damaged.items()}
+    for entry in index.shards:
+        receipt = receipts.get(entry.shard)
+        if receipt is not None and receipt.state == "complete" and entry.archive not in finished:
+            why = shard_problem(receipt, "", sizes)
+            if why:
+                problems[entry.shard] = why
+    return problems
+
+
 def _parts_left(archive: ArchiveEntry, receipts: Mapping[int, Receipt], sizes: Mapping[str, int]) -> bool:
     shards = range(archive.first_shard, archive.first_shard + archive.shards)
     return any(part.name in sizes for shard in shards if shard in receipts for part in receipts[shard].parts)

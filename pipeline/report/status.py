@@ -11,12 +11,13 @@ import msgspec
 
 from pipeline.records import FORMAT, Heartbeat, ManifestIndex, Receipt, RunRecord
 from pipeline.report.explain import ShardState, classify_shard, explain_task
-from pipeline.report.receipts import FoundArchive, ReceiptBook, find_archives
+from pipeline.report.receipts import FoundArchive, ReceiptBook, find_archives, find_problems, read_part_sizes
 from pipeline.rundir import RunDir
 from pipeline.schedulers.attempt import Attempt, Liveness, read_attempt
 from pipeline.schedulers.base import Scheduler, State, TaskStatus
 from pipeline.schedulers.choose import open_scheduler
 
+SIZES_SECONDS = 60.0  # how long sizes of parts are taken to hold, when all that receipts name is there
 STALE_SECONDS = 120.0  # a heartbeat older than this says nothing about speed
 
 
@@ -123,6 +124,9 @@ class Collector:
         self._clock = clock
         self._open_scheduler = open_scheduler
         self._schedulers: dict[str, Scheduler] = {}
+        self._sizes: dict[str, int] = {}
+        self._sizes_at = float("-inf")
+        self._finished: list[str] = []
 
     def scheduler(self, name: str) -> Scheduler:
         """The scheduler of that name, opened once."""
@@ -141,10 +145,16 @@ class Collector:
         """Read everything once. Raises `ConfigError` when the run itself is damaged."""
         attempt = self.attempt()
         self.book.refresh()
+        self._refresh_sizes()
+        # After the sizes: reduce removes parts only when their archive is there.
+        archives = find_archives(self.run, self.index)
+        self._finished = [name for name, archive in archives.items() if archive.state == "complete"]
+        problems = self._problems()
+        receipts = {shard: receipt for shard, receipt in self.book.receipts.items() if shard not in problems}
         tasks = attempt.shard_tasks() if attempt else {}
         heartbeats = {
             shard: heartbeat
-            for shard in choose_heartbeats(self.book.receipts, tasks)
+            for shard in choose_heartbeats(receipts, tasks)
             if (heartbeat := read_heartbeat(self.run, shard)) is not None
             and attempt is not None
             and heartbeat.attempt == attempt.plan.attempt
@@ -153,14 +163,24 @@ class Collector:
             self.run.path,
             self.record,
             self.index,
-            self.book.receipts,
-            self.book.damaged,
+            receipts,
+            problems,
             attempt,
             heartbeats,
-            find_archives(self.run, self.index),
+            archives,
             self._clock(),
         )
         return report, attempt
+
+    def _problems(self) -> dict[int, str]:
+        return find_problems(self.index, self.book.receipts, self.book.damaged, self._sizes, self._finished)
+
+    def _refresh_sizes(self) -> None:
+        """Read the sizes of parts when they are old, or when a receipt names what they do not have."""
+        now = self._clock()
+        if now - self._sizes_at > SIZES_SECONDS or len(self._problems()) > len(self.book.damaged):
+            self._sizes = read_part_sizes(self.run)
+            self._sizes_at = now
 
 
 def choose_heartbeats(receipts: Mapping[int, Receipt], tasks: Mapping[int, tuple[str, TaskStatus]]) -> list[int]:
@@ -186,13 +206,13 @@ def make_report(
     record: RunRecord,
     index: ManifestIndex,
     receipts: Mapping[int, Receipt],
-    damaged: Mapping[int, str],
+    problems: Mapping[int, str],
     attempt: Attempt | None,
     heartbeats: Mapping[int, Heartbeat],
     archives: Mapping[str, FoundArchive],
     now: float,
 ) -> StatusReport:
-    """Put together what was read. Pure."""
+    """Put together what was read: `receipts` that prove something, and of other shards the `problems`. Pure."""
     tasks = attempt.shard_tasks() if attempt else {}
     counts: Counter[ShardState] = Counter()
     running: list[RunningShard] = []
@@ -202,7 +222,7 @@ def make_report(
         shard = entry.shard
         job, status = tasks.get(shard, ("", None))
         receipt, heartbeat = receipts.get(shard), heartbeats.get(shard)
-        state, reason = classify_shard(receipt, damaged.get(shard, ""), status, heartbeat)
+        state, reason = classify_shard(receipt, problems.get(shard, ""), status, heartbeat)
         counts[state] += 1
         if receipt is not None:
             reported_items += entry.items

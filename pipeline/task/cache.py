@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -14,6 +15,9 @@ import msgspec
 
 from pipeline.atomic import storage_errors
 from pipeline.model import RawFile
+
+# First letters of the manifest's SHA-256, shard, and the process when the first name was taken.
+FOLDER = re.compile(r"[0-9a-f]{12}-[0-9]{6,}(\.[0-9]+)?")
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -99,6 +103,33 @@ def remove_cache(base: Path, name: str) -> None:
         ScratchCache(base, name).close(keep=False)
 
 
+def sweep_scratch(base: Path, age: float, now: float) -> list[str]:
+    """Remove this user's folders in `base` that no process has used for `age` seconds; return their names.
+
+    A shard that was resumed on another node never comes back for what it left on this one.
+    """
+    swept: list[str] = []
+    try:
+        if base.lstat().st_uid != os.getuid():
+            return swept
+        folders = [folder for folder in base.iterdir() if FOLDER.fullmatch(folder.name) and not folder.is_symlink()]
+    except OSError:
+        return swept  # no scratch here: nothing to sweep
+    for folder in folders:
+        try:
+            used = max(path.stat().st_mtime for path in (folder / "lock", folder / "verified.jsonl") if path.exists())
+        except (OSError, ValueError):  # removed meanwhile, or not a shard's
+            continue
+        if now - used <= age:
+            continue
+        with contextlib.suppress(OSError):  # on a disk that is read-only by now, it stays
+            if (lock := _lock_folder(folder)) is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.close()
+                swept.append(folder.name)
+    return sorted(swept)
+
+
 def _claim_folder(base: Path, name: str) -> tuple[Path, contextlib.ExitStack]:
     own = base / f"{name}.{os.getpid()}"
     for folder in (base / name, own):
@@ -133,12 +164,17 @@ def _lock_folder(folder: Path) -> contextlib.ExitStack | None:
 
 
 def _read_log(log: Path) -> dict[str, RawFile]:
-    """The files that earlier lives verified; a torn last line was never finished and does not count."""
+    """The files that earlier lives verified and that are there; a torn last line was never finished and does not count.
+
+    Files of frames that were packed are gone: memory holds those of the frames that were under way, not the shard's.
+    """
     known = {}
-    for data in log.read_bytes().splitlines():
-        try:
-            line = msgspec.json.decode(data, type=_Line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            continue
-        known[line.key] = line.file
+    with log.open("rb") as lines:
+        for data in lines:
+            try:
+                line = msgspec.json.decode(data, type=_Line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue
+            if Path(line.file.local).exists():
+                known[line.key] = line.file
     return known

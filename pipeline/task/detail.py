@@ -29,7 +29,7 @@ class DetailLog:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab")
-        self._compressor = zstandard.ZstdCompressor(level=3)
+        self._compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
         self._lines: list[bytes] = []
         self._flushed = time.monotonic()
         self._lock = threading.Lock()

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from pipeline.task.pack import FrameJob, PieceJob
 
 logger = logging.getLogger("medhaul.task")
 MAX_MESSAGE = 1000
+PROBE_THREADS = 4
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -35,6 +36,11 @@ class Failure(msgspec.Struct, frozen=True):
     message: str
     transient: bool
 
+    @property
+    def is_silence(self) -> bool:
+        """Whether the site gave no answer at all, as when it is down."""
+        return self.reason == "unavailable" and self.transient
+
 
 class EntryWork:
     """One entry on its way. Touched by pool threads under `lock`."""
@@ -43,21 +49,34 @@ class EntryWork:
         self.entry = entry
         self.lock = threading.Lock()
         self.waiting = 0  # bodies not yet settled
+        self.deadline: float | None = None  # set when the first body begins
+        self.settled = False
         self.files: list[tuple[int, RawFile]] = []  # with the position in the listing
         self.keys: list[str] = []
         self.failure: Failure | None = None
 
 
 class FrameWork:
-    """One frame on its way: ready for packing when no entry is open."""
+    """One frame on its way: ready for packing when no entry is open.
 
-    def __init__(self, frame: int, entries: Sequence[Entry]) -> None:
+    With `first`, the (number, piece) of entries, only these are asked for until `ask_rest` is called.
+    """
+
+    def __init__(self, frame: int, entries: Sequence[Entry], first: Collection[tuple[int, int]] = ()) -> None:
         self.frame = frame
         self.entries = [EntryWork(entry) for entry in entries]
-        self.open = len(entries)
-        self.bytes = sum(planned_bytes(entry) for entry in entries)
-        self.files = sum(max(1, entry.item.files // entry.pieces) for entry in entries)
+        self.asked = self.entries
+        self.rest: list[EntryWork] = []
+        if first:
+            self.asked = [work for work in self.entries if (work.entry.number, work.entry.piece) in first]
+            self.rest = [work for work in self.entries if (work.entry.number, work.entry.piece) not in first]
+        self.open = len(self.asked)
         self.spoiled = 0
+
+    def ask_rest(self) -> None:
+        """Ask for the entries that were left out at first."""
+        self.asked, self.rest = self.rest, []
+        self.open += len(self.asked)
 
     @property
     def failures(self) -> int:
@@ -79,6 +98,21 @@ class FrameWork:
                 files = order_files(work.files, cut=entry.pieces > 1)
             pieces.append(PieceJob(record, entry.item.path, files))
         return FrameJob(self.frame, pieces)
+
+
+class FrameSize(NamedTuple):
+    """What a frame is expected to hold on scratch, and in memory by the number of its files."""
+
+    bytes: int
+    files: int
+
+
+def frame_size(entries: Sequence[Entry]) -> FrameSize:
+    """What the entries of a frame are planned to be together. Pure."""
+    return FrameSize(
+        sum(planned_bytes(entry) for entry in entries),
+        sum(max(1, entry.item.files // entry.pieces) for entry in entries),
+    )
 
 
 def planned_bytes(entry: Entry) -> int:
@@ -110,6 +144,12 @@ class EntryDone(NamedTuple):
     work: EntryWork
 
 
+class Probed(NamedTuple):
+    """A probe is back: why the site did not answer it, or None when it did."""
+
+    failure: Failure | None
+
+
 class Fatal(NamedTuple):
     """Intake cannot go on: scratch is full, or there is a fault in medhaul."""
 
@@ -128,7 +168,7 @@ class Intake:
         connections: int,
         item_deadline: float,
         stop: threading.Event,
-        report: Callable[[EntryDone | Fatal], None],
+        report: Callable[[EntryDone | Probed | Fatal], None],
     ) -> None:
         self._fetcher = fetcher
         self._cache = cache
@@ -137,19 +177,43 @@ class Intake:
         self._stop = stop
         self._report = report
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="fetch")
+        self._probes = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="probe")  # starts threads when used
         self.answered = False  # whether the site has given a listing that was right
+        self.delivered = 0  # bodies that came from the site, whole and right
         self.downloaded = 0
         self.reused = 0
         self._lock = threading.Lock()
 
     def start(self, frame: FrameWork) -> None:
-        """Begin a frame: list its entries; their downloads follow."""
-        for work in frame.entries:
+        """Begin a frame: list the entries that it asks for; their downloads follow."""
+        for work in frame.asked:
             self._pool.submit(self._guard, self._list, frame.frame, work)
+
+    def probe(self, entries: Sequence[Entry]) -> None:
+        """Ask for one body of each entry, out of turn, only to see whether the site answers; nothing is kept."""
+        for number, entry in enumerate(entries):
+            self._probes.submit(self._guard, self._probe, number, entry)
 
     def close(self) -> None:
         """End the threads; what is under way must have been stopped by the stop event, or be done."""
+        self._probes.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _probe(self, number: int, entry: Entry) -> None:
+        if self._stop.is_set():
+            return
+        work = EntryWork(entry)
+        deadline = time.monotonic() + self._deadline
+        with _Border(work):
+            bodies = self._fetcher.list_bodies(entry, deadline)
+            path = self._cache.folder / f"probe-{number}"
+            try:
+                with storage_errors(path):
+                    self._fetcher.fetch(min(bodies, key=lambda body: body.file.size), path, deadline)
+            finally:
+                path.unlink(missing_ok=True)
+        self._log.event("probe", id=entry.item.id, failure=work.failure.message if work.failure else "")
+        self._report(Probed(work.failure if work.failure is not None and work.failure.is_silence else None))
 
     def _guard(self, step: Callable[..., None], *arguments: object) -> None:
         try:
@@ -174,15 +238,19 @@ class Intake:
         self.answered = True
         work.waiting = len(bodies)
         for position, body in enumerate(bodies):
-            self._pool.submit(self._guard, self._take, frame, work, position, body, deadline)
+            self._pool.submit(self._guard, self._take, frame, work, position, body)
 
-    def _take(self, frame: int, work: EntryWork, position: int, body: Body, deadline: float) -> None:
+    def _take(self, frame: int, work: EntryWork, position: int, body: Body) -> None:
         if self._stop.is_set():
             return
+        with work.lock:
+            if work.deadline is None:  # what it waited for others is not its fault
+                work.deadline = time.monotonic() + self._deadline
+            deadline = work.deadline
         file: RawFile | None = None
         if work.failure is None:  # once an entry has failed, the rest of it is not asked for
             with _Border(work):
-                file = self._bring(frame, body, deadline)
+                file = self._bring(frame, position, body, deadline)
         with work.lock:
             if file is not None:
                 work.files.append((position, file))
@@ -195,14 +263,16 @@ class Intake:
                 work.failure = Failure("duplicate", message, transient=False)
             self._settle(frame, work)
 
-    def _bring(self, frame: int, body: Body, deadline: float) -> RawFile:
+    def _bring(self, frame: int, position: int, body: Body, deadline: float) -> RawFile:
         """One body, verified, on scratch: from an earlier life or from the site."""
         if (known := self._cache.find(body.cache_key)) is not None:
             self._log.event("reused", key=body.file.key, bytes=known.size)
             with self._lock:
                 self.reused += known.size
             return known
-        name = hashlib.sha256(body.cache_key.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        # Two bodies never share a file, not even when a site lists one twice.
+        identity = f"{body.entry.number} {body.entry.piece} {position} {body.cache_key}"
+        name = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         path = self._cache.frame_folder(frame) / name
         try:
             with storage_errors(path):  # a full scratch is not this item's fault
@@ -212,6 +282,7 @@ class Intake:
             raise
         with self._lock:
             self.downloaded += file.size
+            self.delivered += 1
         self._cache.add(body.cache_key, file)
         self._log.event(
             "verified", key=file.key, bytes=file.size, evidence=file.evidence, chain=file.chain, warnings=warnings
@@ -220,6 +291,7 @@ class Intake:
 
     def _settle(self, frame: int, work: EntryWork) -> None:
         failure = work.failure
+        work.settled = True
         if failure is not None:
             logger.warning("failed: %s: %s: %s", work.entry.item.id, failure.reason, failure.message)
             self._log.event(

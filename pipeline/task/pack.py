@@ -17,7 +17,7 @@ from pipeline.archive.frames import Member, Placed, RawFileChangedError, cut_fra
 from pipeline.config import Archive
 from pipeline.model import RawFile
 from pipeline.records import FileRecord, FrameRecord, PieceRecord
-from pipeline.task.part import PartWriter
+from pipeline.task.part import FrameFact, PartWriter
 
 
 class FrameJob(NamedTuple):
@@ -38,7 +38,7 @@ class PieceJob(NamedTuple):
 class Packed(NamedTuple):
     """A frame is journaled."""
 
-    record: FrameRecord
+    fact: FrameFact
 
 
 class Spoiled(NamedTuple):
@@ -161,9 +161,8 @@ class Packer:
                 self._report(Spoiled(item.frame, item.path))
             else:
                 record = frame_record(item.job, item.placed, item.tar_bytes, blocks, self._part)
-                self._part.close_frame(record)
                 blocks = []
-                self._report(Packed(record))
+                self._report(Packed(self._part.close_frame(record)))
 
 
 def frame_record(
@@ -188,4 +187,4 @@ def frame_record(
         ]
         record = piece.record
         pieces.append(PieceRecord(record.number, record.piece, files, record.reason, record.message, record.transient))
-    return FrameRecord(job.frame, part.name, offset, length, sha256, tar_bytes, blocks, pieces)
+    return FrameRecord(job.frame, part.name, offset, length, sha256, tar_bytes, blocks, pieces, part.liblzma)

@@ -10,40 +10,32 @@ import resource
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from pipeline import __version__
-from pipeline.archive.liblzma import liblzma_version
 from pipeline.config import Config
 from pipeline.errors import InterruptedRunError, SiteUnavailableError
 from pipeline.manifest import Manifest
 from pipeline.model import Entry
-from pipeline.records import FORMAT, FrameRecord, Heartbeat, Receipt
+from pipeline.records import FORMAT, Heartbeat, Receipt
 from pipeline.rundir import RunDir
 from pipeline.sources.base import Fetcher
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog
-from pipeline.task.finish import complete_records, receipt_counts, write_shard_index
-from pipeline.task.intake import EntryDone, Failure, Fatal, FrameWork, Intake
-from pipeline.task.pack import Broken, Packed, Packer, Spoiled
-from pipeline.task.part import Adopted, PartWriter, adopt_frames, better_record
+from pipeline.task.finish import Tally, check_records, find_better, write_shard_index
+from pipeline.task.intake import Intake, frame_size
+from pipeline.task.loop import Event, Loop
+from pipeline.task.pack import Packer
+from pipeline.task.part import Adopted, FrameFact, PartWriter, adopt_frames, read_frames
 from pipeline.task.resources import Workers, peak_memory
 from pipeline.units import render_duration, render_size
 
 logger = logging.getLogger("medhaul.task")
 
-# Frames and files that may be under way at once: enough to keep cores and connections busy, few enough that a kill
-# repeats little and that memory does not grow with the shard.
-FRAMES_AHEAD = 8
-FILES_AHEAD = 20_000
 # Often while somebody may be watching a life begin, seldom after: shared storage sees every one of them.
 HEARTBEAT_SECONDS = 10.0
 FIRST_HEARTBEATS_SECONDS, FIRST_HEARTBEATS_FOR = 1.0, 20.0
-# Entries that fail as unavailable, one after another with nothing good between, before the site counts as down.
-SITE_DOWN_AFTER = 40
-SPOILED_TRIES = 2
 
 
 class Life(NamedTuple):
@@ -107,27 +99,34 @@ class ShardTask:
         self.frames: dict[int, list[Entry]] = {place.first_frame + number: [] for number in range(place.frames)}
         for entry in self.entries:
             self.frames[entry.frame].append(entry)
-        self.records: dict[int, FrameRecord] = {}
+        self.sizes = {frame: frame_size(entries) for frame, entries in self.frames.items()}
+        self.facts: dict[int, FrameFact] = {}
         self._beat_at = 0.0
-        self._unavailable = 0
 
     def adopt(self) -> Adopted:
         """Take over what earlier lives finished. Raises `ConfigError` for files of another run."""
+        adopted = self._adopt(known=())
+        self.facts = dict(adopted.frames)
+        return adopted
+
+    def _adopt(self, known: Collection[int]) -> Adopted:
         place = self.manifest.shards[self.shard]
         wanted = range(place.first_frame, place.first_frame + place.frames)
-        adopted = adopt_frames(self.run_dir, self.shard, self.manifest.sha256, wanted)
+        adopted = adopt_frames(self.run_dir, self.shard, self.manifest.sha256, wanted, known=known)
         for note in adopted.notes:
             logger.warning("%s", note)
-        self.records = dict(adopted.frames)
         return adopted
 
     def to_do(self) -> list[int]:
-        """Frames without a record, or with failures, in order."""
-        return [frame for frame in self.frames if frame not in self.records or self.records[frame].failed]
+        """Frames without a record, in order; then those with failures."""
+        return [frame for frame in self.frames if frame not in self.facts] + self.failed_frames()
+
+    def failed_frames(self) -> list[int]:
+        return [frame for frame in self.frames if frame in self.facts and self.facts[frame].failed]
 
     def scratch_needed(self, todo: list[int]) -> int:
         """Bytes of scratch without which the frames to do cannot be done: the largest frame, twice over."""
-        return 2 * max((FrameWork(frame, self.frames[frame]).bytes for frame in todo), default=0)
+        return 2 * max((self.sizes[frame].bytes for frame in todo), default=0)
 
     def run(self, fetcher: Fetcher, cache: ScratchCache | None, adopted: Adopted) -> Receipt:
         """Do what is left to do, and write the receipt.
@@ -142,14 +141,16 @@ class ShardTask:
             When scratch or shared storage is full.
         """
         todo = self.to_do()
-        if self.records:
+        if self.facts:
             logger.info("%d of %d frames are done by earlier lives", len(self.frames) - len(todo), len(self.frames))
-        part: PartWriter | None = None
         intake: Intake | None = None
-        if todo:
+        # Even with nothing left to do: files of this life's number are nobody else's.
+        part = PartWriter(self.run_dir, self.shard, self.manifest.sha256)
+        if not todo:
+            part.close()
+        else:
             assert cache is not None
-            part = PartWriter(self.run_dir, self.shard, self.manifest.sha256)
-            events: queue.SimpleQueue[EntryDone | Fatal | Packed | Spoiled | Broken] = queue.SimpleQueue()
+            events: queue.SimpleQueue[Event] = queue.SimpleQueue()
             packer = Packer(
                 part, self.config.archive, cores=self.workers.cores, blocks=self.workers.blocks,
                 verify=self.config.task.verify_blocks, report=events.put,
@@ -160,12 +161,12 @@ class ShardTask:
             )  # fmt: skip
             grace: float | None = 0.0
             try:
-                loop = _Loop(self, intake, packer, cache, events)
+                loop = Loop(self, intake, packer, cache, events)
                 loop.round(todo)
-                again = [f for f, r in self.records.items() if any(p.transient for p in r.failed)]
+                again = [f for f in self.failed_frames() if any(p.transient for p in self.facts[f].failed)]
                 if again and not self.stop.event.wait(random.uniform(0.5, 1.0) * self.second_round_wait):  # noqa: S311 - jitter
                     logger.info("second round: %d frames have failures that may pass", len(again))
-                    loop.round(sorted(again))
+                    loop.round(again)
                 self.check_stop()
                 grace = None
             except InterruptedRunError:
@@ -174,8 +175,7 @@ class ShardTask:
             finally:
                 self.stop_threads(intake, packer, grace)
                 part.close()
-        pieces = [piece for record in self.records.values() for piece in record.pieces]
-        if intake and not intake.answered and all(p.reason == "unavailable" and p.transient for p in pieces):
+        if intake and not intake.answered and all(_is_silent(fact) for fact in self.facts.values()):
             raise SiteUnavailableError(
                 f"shard {self.shard}: nothing could be had from the site; see the log for each item's reason",
                 hint="check network and endpoint (`[sources]` in the config), then `medhaul resume RUN`",
@@ -188,20 +188,6 @@ class ShardTask:
             self.stop.event.set()
         packer.close(grace)
         intake.close()
-
-    def note_entry(self, failure: Failure | None) -> None:
-        """Keep count of whether the site still delivers. Raises `SiteUnavailableError` when it is down."""
-        if failure is None:
-            self._unavailable = 0
-        elif failure.reason == "unavailable" and failure.transient:
-            self._unavailable += 1
-            if self._unavailable >= SITE_DOWN_AFTER:
-                raise SiteUnavailableError(
-                    f"shard {self.shard}: {self._unavailable} items in a row could not be had; last: {failure.message}",
-                    hint="when the site is back: `medhaul resume RUN`; finished frames are kept",
-                )
-        else:
-            self._unavailable = 0
 
     def check_stop(self) -> None:
         if self.stop.event.is_set():
@@ -217,34 +203,42 @@ class ShardTask:
         if not force and now - self._beat_at < (FIRST_HEARTBEATS_SECONDS if young else HEARTBEAT_SECONDS):
             return
         self._beat_at = now
-        pieces = [piece for record in self.records.values() for piece in record.pieces]
+        done, failed = 0, 0
+        for fact in self.facts.values():
+            done, failed = done + fact.pieces - len(fact.failed), failed + len(fact.failed)
         self.run_dir.write_heartbeat(
             Heartbeat(
                 shard=self.shard, attempt=self.life.attempt, job=self.life.job, node=self.life.node, pid=os.getpid(),
                 life=0, time=time.time(), started=self.life.started, phase=phase,  # type: ignore[arg-type]
-                entries=len(self.entries), entries_done=sum(not p.reason for p in pieces),
-                failed=sum(bool(p.reason) for p in pieces), frames=len(self.frames), frames_done=len(self.records),
+                entries=len(self.entries), entries_done=done,
+                failed=failed, frames=len(self.frames), frames_done=len(self.facts),
                 bytes=self.manifest.shards[self.shard].bytes,
                 bytes_downloaded=intake.downloaded if intake else 0, bytes_packed=packed, note=note,
             )
         )  # fmt: skip
 
-    def _finish(self, adopted: Adopted, part: PartWriter | None, intake: Intake | None) -> Receipt:
-        life = part.life if part else max(self.run_dir.lives(self.shard), default=0)
-        records = complete_records(self.records, self.frames)
-        parts = [adopted.parts[name] for name in sorted(adopted.parts)] + ([part.use()] if part else [])
-        used = {record.part for record in records}
-        name, sha256 = write_shard_index(self.run_dir, self.shard, life, records)
+    def _finish(self, adopted: Adopted, part: PartWriter, intake: Intake | None) -> Receipt:
+        self._adopt_others(adopted, part)
+        parts = [adopted.parts[name] for name in sorted(adopted.parts)] + [part.use()]
+        used = {fact.part for fact in self.facts.values()}
+        tally = Tally(self.entries)
+        records = read_frames(self.run_dir, self.shard, (self.facts[f] for f in self.frames if f in self.facts))
+        checked = tally.count(check_records(records, self.frames))
+        name, sha256 = write_shard_index(self.run_dir, self.shard, part.life, checked)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         receipt = Receipt(
             format=FORMAT, shard=self.shard, manifest_sha256=self.manifest.sha256, index=name, index_sha256=sha256,
             parts=[use for use in parts if use.name in used], attempt=self.life.attempt, job=self.life.job,
-            node=self.life.node, life=life, started=self.life.started, ended=time.time(),
+            node=self.life.node, life=part.life, started=self.life.started, ended=time.time(),
             downloaded_bytes=intake.downloaded if intake else 0, requests=self.log.counts["response"],
             retries=self.log.counts["retry"], cpu_seconds=round(usage.ru_utime + usage.ru_stime, 3),
-            max_rss=peak_memory(), medhaul=__version__, liblzma=liblzma_version(),
-            **receipt_counts(records, self.entries),
+            max_rss=peak_memory(), medhaul=__version__, liblzma=", ".join(sorted(tally.encoders)) or part.liblzma,
+            **tally.fields(),
         )  # fmt: skip
+        if (better := find_better(self.run_dir, receipt)) is not None:
+            logger.warning("another life of this shard, number %d, has archived all; its receipt stands", better.life)
+            (self.run_dir.parts_folder(self.shard) / name).unlink()
+            return better
         self.run_dir.write_receipt(receipt)
         self.run_dir.heartbeat(self.shard).unlink(missing_ok=True)
         seconds = receipt.ended - receipt.started
@@ -255,104 +249,17 @@ class ShardTask:
         )  # fmt: skip
         return receipt
 
+    def _adopt_others(self, adopted: Adopted, part: PartWriter) -> None:
+        """Take over, from lives that began since this one did, the frames that they have better."""
+        others = self._adopt(known={*adopted.lives, part.life})
+        for frame, fact in others.frames.items():
+            known = self.facts.get(frame)
+            if known is None or len(fact.failed) < len(known.failed):
+                logger.info("frame %d: taken over from life %d, which runs or ran beside this one", frame, fact.life)
+                self.facts[frame] = fact
+        adopted.parts.update(others.parts)
 
-class _Loop:
-    """The coordinator: starts frames while there is room, hands ready ones to the packer in order."""
 
-    def __init__(
-        self,
-        task: ShardTask,
-        intake: Intake,
-        packer: Packer,
-        cache: ScratchCache,
-        events: queue.SimpleQueue[EntryDone | Fatal | Packed | Spoiled | Broken],
-    ) -> None:
-        self.task = task
-        self.intake = intake
-        self.packer = packer
-        self.cache = cache
-        self.events = events
-        self.active: dict[int, FrameWork] = {}
-        self.ready: deque[int] = deque()
-
-    def round(self, frames: list[int]) -> None:
-        """Do these frames, in order. Returns when all have a record; raises what ended the work."""
-        pending = deque(frames)
-        order = deque(frames)  # frames not yet given to the packer
-        while pending or self.active:
-            self.task.check_stop()
-            while pending and self._room(pending[0]):
-                self._start(pending.popleft())
-            while order and order[0] in self.active and self.active[order[0]].open == 0:
-                self._hand_over(self.active[order.popleft()])
-            self.task.beat("working", self.intake, self.packer.packed_bytes)
-            if not (pending or self.active):
-                break
-            try:
-                event = self.events.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            spoiled = self._take(event)
-            if spoiled is not None:
-                order.appendleft(spoiled)
-
-    def _room(self, frame: int) -> bool:
-        if not self.active:
-            return True
-        work = FrameWork(frame, self.task.frames[frame])
-        held = sum(other.bytes for other in self.active.values())
-        files = sum(other.files for other in self.active.values())
-        return (
-            len(self.active) < max(FRAMES_AHEAD, 2 * self.task.workers.cores)
-            and held + work.bytes <= self.task.config.task.scratch_bytes
-            and files + work.files <= FILES_AHEAD
-        )
-
-    def _start(self, frame: int) -> None:
-        work = FrameWork(frame, self.task.frames[frame])
-        self.active[frame] = work
-        self.task.log.event("frame-start", frame=frame, entries=work.open, bytes=work.bytes)
-        self.intake.start(work)
-
-    def _hand_over(self, work: FrameWork) -> None:
-        """Pack a frame, unless an earlier record of it is at least as good."""
-        known = self.task.records.get(work.frame)
-        if known is not None and len(known.failed) <= work.failures:
-            self._drop(work)
-            return
-        self.packer.pack(work.job())
-
-    def _drop(self, work: FrameWork) -> None:
-        del self.active[work.frame]
-        self.cache.drop_frame(work.frame, work.keys())
-
-    def _take(self, event: EntryDone | Fatal | Packed | Spoiled | Broken) -> int | None:
-        """Account for one event; return the frame that must be done again, if any."""
-        if isinstance(event, Fatal | Broken):
-            raise event.error
-        if isinstance(event, EntryDone):
-            self.active[event.frame].open -= 1
-            self.task.note_entry(event.work.failure)
-        elif isinstance(event, Packed):
-            record = event.record
-            self.task.records[record.frame] = better_record(self.task.records.get(record.frame), record)
-            self.task.log.event("frame-done", frame=record.frame, bytes=record.tar_bytes, packed=record.length)
-            self._drop(self.active[record.frame])
-        else:
-            return self._redo(event)
-        return None
-
-    def _redo(self, event: Spoiled) -> int:
-        """Fetch a frame anew of which a raw file changed on scratch."""
-        old = self.active[event.frame]
-        logger.warning("frame %d: %s changed on scratch; fetching the frame again", event.frame, event.path)
-        self.task.log.event("spoiled", frame=event.frame, path=event.path)
-        for key in old.keys():  # noqa: SIM118 - a method, not a dict
-            self.cache.forget(key)
-        work = FrameWork(event.frame, self.task.frames[event.frame])
-        work.spoiled = old.spoiled + 1
-        if work.spoiled > SPOILED_TRIES:
-            raise OSError(f"scratch does not keep what is written to it: {event.path}")
-        self.active[event.frame] = work
-        self.intake.start(work)
-        return event.frame
+def _is_silent(fact: FrameFact) -> bool:
+    """Whether the site gave no answer for any entry of a frame."""
+    return len(fact.failed) == fact.pieces and all(p.reason == "unavailable" and p.transient for p in fact.failed)

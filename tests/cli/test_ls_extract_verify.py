@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "archive"))  # the archives' builder is that room's helper
-
-from build import Built, File, Item, build_archive, noise, smooth
-
-from pipeline.archive.index import FailedLine, FrameLine
+from pipeline.archive.index import ArchiveLine, FailedLine, FrameLine
 from pipeline.cli.main import run_cli
 from pipeline.cli.progress import plain_progress, printable
+from pipeline.rundir import RunDir
+from tests.archive.build import Built, File, Item, build_archive, noise, smooth, write_beside
+from tests.schedulers.fake_run import SHA, write_run
 
 
 @pytest.fixture
@@ -38,14 +37,47 @@ def damage(built: Built, frame: int) -> None:
 
 
 def test_ls_lists_items(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
-    """Items come one a line with id and path, failed ones last with the reason."""
+    """Items come as a table of files, size, id and path, failed ones last with the reason."""
     assert run_cli(["ls", str(built.path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == ["1.2.3  c/CT_1.2.3", "1.2.4  c/MR_1.2.4", "1.2.5  FAILED checksum: MD5 differs"]
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["files", "size", "item", "path"]
+    assert [line.split(None, 4) for line in lines] == [
+        ["3", "15", "kB", "1.2.3", "c/CT_1.2.3"],
+        ["1", "70", "kB", "1.2.4", "c/MR_1.2.4"],
+        ["FAILED", "-", "1.2.5", "c/PT_1.2.5", "checksum: MD5 differs"],
+    ]
     assert run_cli(["ls", "--long", str(built.path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("# small: 2 items, 1 failed, 4 files, 85 kB in ")
-    assert "CC BY 4.0" in lines[1]
+    assert lines[1].split() == ["files", "size", "frame", "licence", "item", "path"]
+    assert "CC BY 4.0" in lines[2]
+
+
+@pytest.mark.parametrize("long", [[], ["--long"]])
+@pytest.mark.parametrize("kind", ["--items", "--files", "--frames"])
+def test_ls_aligns_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, long: list[str]) -> None:
+    """Every cell begins, or every number ends, under its column's name, however long the values are."""
+    frames = [
+        [
+            Item(
+                "1.2." + "9" * length,
+                f"c/CT_{length}",
+                [File(f"{n}.dcm", noise(length * 99, n)) for n in range(length)],
+            )
+        ]
+        for length in (1, 12, 30)
+    ]
+    path = build_archive(tmp_path / "archives", frames, beside=True).path
+    assert run_cli(["ls", kind, *long, str(path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    if kind == "--files" and not long:
+        return  # one path a line, for xargs
+    for name in lines[0].split():
+        begin = lines[0].index(name)
+        end = begin + len(name)
+        starts = all(line[begin - 1 : begin] in {"", " "} and line[begin] != " " for line in lines)
+        ends = all(line[end - 1] != " " and line[end : end + 1] in {"", " "} for line in lines)
+        assert starts or ends, (name, lines)
 
 
 @pytest.mark.parametrize("kind", ["--items", "--files", "--frames"])
@@ -74,7 +106,7 @@ def test_ls_files_are_paths(built: Built, capsys: pytest.CaptureFixture[str]) ->
     assert run_cli(["ls", "--files", str(built.path)]) == 0
     assert capsys.readouterr().out.splitlines() == list(built.content)
     assert run_cli(["ls", "--files", "-l", str(built.path)]) == 0
-    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()[1:]] == list(built.content)
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[2:]] == list(built.content)
 
 
 def test_extract_says_what_it_wrote(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,17 +182,97 @@ def test_verify_unreadable_goes_on(built: Built, tmp_path: Path, capsys: pytest.
     assert "cut.tar.xz" in said.err
 
 
-def test_verify_run(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run stands for all its archives; a run without any, and a folder that is no run, are mistakes."""
-    run = tmp_path / "run"
-    assert run_cli(["verify", str(run)]) == 64
-    (run / "run.json").write_text("{}")
-    shutil.copy(built.path, run / "archives" / "other.tar.xz")
-    capsys.readouterr()
-    assert run_cli(["verify", str(run)]) == 0
+@pytest.fixture
+def finished(tmp_path: Path) -> RunDir:
+    """A run of two archives, a0 and a1, both complete, with their indexes, a table and SHA256SUMS."""
+    run = write_run(tmp_path / "finished", 2, archives=2)
+    for name in ("a0", "a1"):
+        put_archive(run, name)
+    (run.archives / "a0.metadata.csv").write_text("SeriesInstanceUID\n1.2.3\n")
+    put_sums(run)
+    return run
+
+
+def put_archive(run: RunDir, name: str, *failed: FailedLine) -> None:
+    """An archive of one item, and an index that vouches for it."""
+    built = build_archive(
+        run.archives, [[Item("1.2.3", "c/CT", [File("0.dcm", noise(900))])]], name=name, failed=failed
+    )
+    head = built.lines[0]
+    assert isinstance(head, ArchiveLine)
+    built.lines[0] = msgspec.structs.replace(head, manifest_sha256=SHA)
+    write_beside(built)
+
+
+def put_sums(run: RunDir) -> None:
+    """SHA256SUMS over the files that are there."""
+    paths = sorted(path for path in run.archives.iterdir() if path.is_file() and path.name != "SHA256SUMS")
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths]
+    (run.archives / "SHA256SUMS").write_text("".join(lines))
+
+
+def test_verify_run(finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run stands for all archives of its manifest; a folder that is no run is a mistake."""
+    assert run_cli(["verify", str(finished.path)]) == 0
     assert capsys.readouterr().out.count("fine:") == 2
-    shutil.rmtree(run / "archives")
-    assert run_cli(["verify", str(run)]) == 64
+    assert run_cli(["verify", str(tmp_path)]) == 64
+
+
+@pytest.mark.parametrize("gone", [["a1"], ["a0", "a1"]])
+def test_verify_run_lists_missing_archives(
+    finished: RunDir, capsys: pytest.CaptureFixture[str], gone: list[str]
+) -> None:
+    """An archive of the manifest that is not there is named, with how to get it, and ends with 3; JSON says it too."""
+    for name in gone:
+        (finished.archives / f"{name}.tar.xz").unlink()
+    assert run_cli(["verify", str(finished.path)]) == 3
+    said = capsys.readouterr()
+    assert said.out.count("fine:") == 2 - len(gone)
+    assert all(f"{name}.tar.xz: NOT COMPLETE: missing" in said.out and f"{name}.tar.xz" in said.err for name in gone)
+    assert f"medhaul resume {finished.path}" in said.err
+    assert run_cli(["verify", "--json", str(finished.path)]) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["fine"] for row in rows] == [f"a{number}" not in gone for number in range(2)]
+
+
+def test_verify_run_lists_partial_archives(finished: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    """An archive without all items is told to be partial and ends with 3, although every byte of it is right."""
+    put_archive(finished, "a1", FailedLine(id="1.2.5", path="c/PT", reason="checksum", message="differs"))
+    put_sums(finished)
+    assert run_cli(["verify", str(finished.path)]) == 3
+    assert "a1.tar.xz: NOT COMPLETE: partial: 1 of 2 items" in capsys.readouterr().out
+    assert run_cli(["verify", "--json", str(finished.path)]) == 3
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["fine"], row["failed"]) for row in rows] == [(True, 0), (False, 1)]
+
+
+def test_verify_run_needs_indexes(finished: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    """An archive that no index of this run vouches for was not finished: 3, as `status` and `reduce` see it."""
+    (finished.archives / "a0.tar.xz.index.jsonl.zst").unlink()
+    assert run_cli(["verify", str(finished.path)]) == 3
+    assert "a0.tar.xz: NOT COMPLETE: no index beside it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["table", "table gone", "archive's sum", "sum gone", "torn", "other name"])
+def test_verify_run_compares_checksums(finished: RunDir, capsys: pytest.CaptureFixture[str], change: str) -> None:
+    """What SHA256SUMS lists must be there with that hash, and every archive must be listed."""
+    sums = finished.archives / "SHA256SUMS"
+    table = finished.archives / "a0.metadata.csv"
+    lines = sums.read_text().splitlines(keepends=True)
+    if change == "table":
+        table.write_text("changed")
+    elif change == "table gone":
+        table.unlink()
+    elif change == "archive's sum":
+        sums.write_text("".join("0" * 64 + line[64:] if line.endswith("a1.tar.xz\n") else line for line in lines))
+    elif change == "sum gone":
+        sums.write_text("".join(line for line in lines if not line.endswith("a1.tar.xz\n")))
+    elif change == "torn":
+        sums.write_text("".join(lines) + lines[0][:30])
+    else:
+        sums.write_text("".join(lines) + "0" * 64 + "  ../run.json\n")
+    assert run_cli(["verify", str(finished.path)]) == 3
+    assert capsys.readouterr().out.count("NOT COMPLETE") == 1
 
 
 def test_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,18 +6,20 @@ import socket
 
 import msgspec
 import pytest
+import zstandard
 from click.testing import CliRunner
 
+from pipeline.archive.index import FailedLine
 from pipeline.cli.failed import failed
 from pipeline.cli.status import status
 from pipeline.errors import ConfigError, UsageError
+from pipeline.process import ProcessId
 from pipeline.records import Job
 from pipeline.report.failed import FailedReport
 from pipeline.report.status import StatusReport
 from pipeline.schedulers.base import State
 from pipeline.schedulers.local_state import LocalState, LocalTask, write_state
-from pipeline.process import ProcessId
-from tests.schedulers.fake_run import receipt_of, write_run
+from tests.schedulers.fake_run import receipt_of, write_archive, write_part, write_run
 from tests.schedulers.test_attempt import plan
 
 
@@ -34,6 +36,7 @@ def run(tmp_path):
     """Return a run of four shards whose controller is gone: one shard done, one partial, one failed, one lost."""
     it = write_run(tmp_path / "a b", 4)
     it.write_receipt(receipt_of(0))
+    write_part(it, 0)
     it.write_receipt(receipt_of(1, state="partial", failed=1, job="9_1"))
     it.write_plan(msgspec.structs.replace(plan(range(4), it.read_config().limits), run="r1"))
     jobs = [Job(kind="array", name="a", id="9", length=4), Job(kind="reduce", name="b", id="14")]
@@ -101,6 +104,31 @@ def test_failed_lists_items_and_shards(run):
     report = msgspec.json.decode(call(failed, run.path, "--json").stdout, type=FailedReport)
     assert [item.reason for item in report.items] == ["checksum"]
     assert [view.shard for view in report.shards] == [2, 3]
+
+
+def test_failed_lists_what_reduce_found(tmp_path):
+    """An item that only reduce found to fail is listed with its archive; one of a receipt, or of no receipt, once."""
+    run = write_run(tmp_path, 2)
+    run.write_receipt(receipt_of(0, state="partial", failed=1))
+    run.write_receipt(receipt_of(1))
+    write_part(run, 1)
+    write_archive(run, "a0")
+    path = run.archives / "a0.tar.xz.index.jsonl.zst"
+    head = zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes())
+    lines = [
+        FailedLine("1.2.0.0", "c/p/s/CT_1.2.0.0", "checksum", "differs"),
+        FailedLine("1.2.1.1", "c/p/s/CT_1.2.1.1", "duplicate", "same path as 1.2.1.0"),
+        FailedLine("1.2.7", "c/p/s/CT_1.2.7", "unavailable", "shard 3 has no receipt"),
+    ]
+    head = head.replace(b'"complete"', b'"partial"').replace(b'"failed":0', b'"failed":3')
+    text = head + b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+    path.write_bytes(zstandard.ZstdCompressor().compress(text))
+    found = call(failed, run.path).stdout.splitlines()
+    assert [line.split()[0] for line in found] == ["1.2.0.0", "1.2.1.1"]
+    assert found[1].endswith("duplicate: same path as 1.2.1.0 (archive a0)")
+    report = msgspec.json.decode(call(failed, run.path, "--json").stdout, type=FailedReport)
+    assert [(item.archive, item.shard) for item in report.items] == [("", 0), ("a0", -1)]
+    assert "1.2.1.1" in call(failed, run.path, "--logs").stdout
 
 
 def test_failed_shows_logs(run):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -16,9 +17,9 @@ from typing import Any, NamedTuple
 
 from pipeline.archive.index import ArchiveLine, FailedLine, FileLine, ItemLine, read_lines
 from pipeline.demo.data import DemoData
-from pipeline.records import Receipt
+from pipeline.records import FrameRecord, Receipt
 from pipeline.rundir import RunDir
-from pipeline.task.part import parse_journal
+from pipeline.task.part import iter_journal
 
 SOURCE = Path(__file__).parents[2]
 SABOTEUR = Path(__file__).with_name("saboteur.py")
@@ -198,7 +199,8 @@ class Haul:
         return {
             file.key
             for life in self.run.lives(shard)
-            for record in parse_journal(self.run.journal(shard, life).read_bytes()).frames
+            for _, _, record in iter_journal(io.BytesIO(self.run.journal(shard, life).read_bytes()))
+            if isinstance(record, FrameRecord)
             for piece in record.pieces
             for file in piece.files
         }

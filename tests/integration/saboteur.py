@@ -97,10 +97,11 @@ def half_line(strike: Struck) -> None:
     real_close, real_write = PartWriter.close_frame, part_module._write_all
     closing = threading.Event()
 
-    def close_frame(self: PartWriter, record: Any) -> None:
+    def close_frame(self: PartWriter, record: Any) -> Any:
         closing.set()
-        real_close(self, record)
+        fact = real_close(self, record)
         closing.clear()
+        return fact
 
     def write_all(descriptor: int, data: bytes) -> None:
         if closing.is_set():

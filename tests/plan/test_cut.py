@@ -28,10 +28,12 @@ def by_frame(pieces: list[Piece]) -> list[list[Piece]]:
     return [list(group) for _, group in itertools.groupby(pieces, key=lambda piece: piece.frame)]
 
 
-@given(stated, group_sizes, st.integers(0, 200))
-def test_frames_hold_every_item_once_and_in_order(sizes: list[tuple[int, int]], group: int, more: int) -> None:
+@given(stated, group_sizes, st.integers(0, 200), st.integers(1, 70))
+def test_frames_hold_every_item_once_and_in_order(
+    sizes: list[tuple[int, int]], group: int, more: int, most: int
+) -> None:
     """Pieces are the items in order, each with all its pieces, and frames are numbered without a gap."""
-    pieces = cut_frames(sizes, group, group + more + 1)
+    pieces = cut_frames(sizes, group, group + more + 1, most)
     whole = [(item, piece, pieces) for item, piece, pieces, _ in pieces]
     counts = {item: total for item, _, total in whole}
     assert whole == [(item, piece, counts[item]) for item in range(len(sizes)) for piece in range(counts[item])]
@@ -39,29 +41,43 @@ def test_frames_hold_every_item_once_and_in_order(sizes: list[tuple[int, int]], 
     assert [frame for frame, _ in itertools.groupby(frames)] == list(range(len(set(frames))))
 
 
-@given(stated, st.integers(1, 100), st.integers(0, 200))
+@given(stated, st.integers(1, 100), st.integers(0, 200), st.integers(1, 70))
 def test_a_frame_is_a_group_of_small_items_or_belongs_to_one_item(
-    sizes: list[tuple[int, int]], group: int, more: int
+    sizes: list[tuple[int, int]], group: int, more: int, most: int
 ) -> None:
-    """Items of `group_bytes` and more are alone; a group never holds more, and is never needlessly small."""
-    frames = by_frame(cut_frames(sizes, group, group + more))
+    """Items of `group_bytes` or too many files are alone; a group never holds more, and is never needlessly small."""
+    frames = by_frame(cut_frames(sizes, group, group + more, most))
     held = [sum(max(1, sizes[piece.item][0]) for piece in frame) for frame in frames]
+    files = [sum(max(1, sizes[piece.item][1]) for piece in frame) for frame in frames]
+
+    def small(piece: Piece) -> bool:
+        return sizes[piece.item][0] < group and sizes[piece.item][1] <= most
+
     for number, frame in enumerate(frames):
         if len(frame) > 1:
             assert held[number] <= group
-            assert all(piece.pieces == 1 and sizes[piece.item][0] < group for piece in frame)
-        if number and all(sizes[p.item][0] < group for p in frames[number - 1] + frame):
-            assert held[number - 1] + max(1, sizes[frame[0].item][0]) > group
+            assert files[number] <= most
+            assert all(piece.pieces == 1 and small(piece) for piece in frame)
+        if number and all(map(small, frames[number - 1] + frame)):
+            size, count = sizes[frame[0].item]
+            assert held[number - 1] + max(1, size) > group or files[number - 1] + max(1, count) > most
 
 
-@given(stated_bytes, stated_files, st.integers(1, 100))
-def test_a_huge_item_is_cut_as_often_as_its_bytes_and_files_allow(size: int, files: int, cut: int) -> None:
-    """No piece is longer than `cut_bytes` as planned unless there are too few files; none is without a file."""
-    pieces = count_pieces(size, files, cut)
+@given(stated_bytes, stated_files, st.integers(1, 100), st.integers(1, 70))
+def test_a_huge_item_is_cut_as_often_as_its_bytes_and_files_allow(size: int, files: int, cut: int, most: int) -> None:
+    """No piece is above `cut_bytes` or `cut_files` as planned unless there are too few files; none is without one."""
+    pieces = count_pieces(size, files, cut, most)
     assert 1 <= pieces <= max(1, files)
+    assert files <= pieces * most
     if pieces < files:
         assert size <= pieces * cut
-    assert pieces == 1 or (pieces - 1) * cut < size
+    assert pieces == 1 or (pieces - 1) * cut < size or (pieces - 1) * most < files
+
+
+def test_an_item_of_many_small_files_is_cut_by_files() -> None:
+    """20,001 files of a byte or so are three frames at 10,000 files each, and their neighbours are not among them."""
+    cut = cut_frames([(5, 1), (30_000, 20_001), (5, 1)], 1 << 20, 1 << 30, 10_000)
+    assert list(cut) == [Piece(0, 0, 1, 0), *(Piece(1, n, 3, n + 1) for n in range(3)), Piece(2, 0, 1, 4)]
 
 
 @given(stated, st.integers(0, 500))
@@ -103,7 +119,7 @@ def test_shards_are_as_even_as_any_cut_can_be(costs: list[int], count: int) -> N
 def test_no_frames_no_shards() -> None:
     """Nothing is cut into nothing."""
     assert cut_shards([], 5) == []
-    assert cut_frames([], 1, 1) == []
+    assert cut_frames([], 1, 1, 1) == []
     assert cut_volumes([], 1) == []
 
 
@@ -176,7 +192,7 @@ def test_frames_do_not_depend_on_the_settings_of_shards(
 @given(stated.filter(bool), st.integers(0, 1000))
 def test_the_cost_of_frames_is_the_cost_of_their_items(sizes: list[tuple[int, int]], file_cost: int) -> None:
     """Bytes and files are counted once, however an item is cut, and every entry costs something."""
-    pieces = cut_frames(sizes, 50, 100)
+    pieces = cut_frames(sizes, 50, 100, 20)
     total = sum(max(0, size) + max(0, files) * file_cost for size, files in sizes)
     assert total - len(pieces) <= sum(frame_costs(pieces, sizes, file_cost)) - len(pieces) <= total
 

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from pipeline.records import Job
 from pipeline.report.explain import ShardState, classify_shard, exit_meanings, explain_exit, explain_task
+from pipeline.report.failed import make_failed
 from pipeline.report.progress import PlainView, RichView, choose_view
+from pipeline.report.receipts import read_todo
 from pipeline.report.render import render_line, render_open, render_status
 from pipeline.report.status import Collector, StatusReport, view_running
 from pipeline.schedulers.base import State, TaskStatus, job_keys
-from tests.schedulers.fake_run import heartbeat_of, receipt_of, write_run
+from tests.schedulers.fake_run import heartbeat_of, receipt_of, write_archive, write_part, write_run
 from tests.schedulers.test_attempt import Paper, plan
 
 
@@ -51,6 +53,7 @@ def test_report_counts_everything_once(tmp_path):
     run = write_run(tmp_path, 8, archives=2)
     for shard in (0, 1):
         run.write_receipt(receipt_of(shard))
+        write_part(run, shard)
     run.write_receipt(receipt_of(2, state="partial", failed=1))
     run.write_heartbeat(heartbeat_of(3))
     run.write_heartbeat(heartbeat_of(4, attempt=9))
@@ -84,6 +87,43 @@ def test_report_counts_everything_once(tmp_path):
     assert msgspec.json.decode(msgspec.json.encode(report), type=StatusReport) == report
 
 
+def test_done_needs_the_parts(tmp_path):
+    """A receipt whose part or index is missing or short is not done, as for resume and reduce, and why is told."""
+    run = write_run(tmp_path, 5, archives=5)
+    for shard in range(5):
+        run.write_receipt(receipt_of(shard))
+        write_part(run, shard, 99 if shard == 1 else 100)
+    parts = run.parts_folder(0)
+    (parts / "000000.0.part").unlink()
+    (parts / "000002.0.index.zst").unlink()
+    (parts / "000004.0.part").unlink()
+    write_archive(run, "a4")
+    report, _ = Collector(run).collect()
+    assert (report.shards["done"], report.shards["dead"]) == (2, 3)
+    assert [view.shard for view in report.open] == [0, 1, 2]
+    assert [view.shard for view in make_failed(report, {}).shards] == [0, 1, 2]
+    for view, words in zip(report.open, ("part 000000.0.part is missing", "99 bytes, not 100", "index"), strict=True):
+        assert words in view.reason
+    assert (report.archived, report.done_bytes) == (4, 2000)
+    collector = submitted(run, 5, Told(**{f"s{shard}": TaskStatus(State.COMPLETED, exit_code=0) for shard in range(5)}))
+    reasons = [view.reason for view in collector.collect()[0].open]
+    assert "left no receipt" not in " ".join(reasons)
+    assert all("is missing" in reason or "bytes, not" in reason for reason in reasons)
+    assert sorted(read_todo(run, collector.index, collector.book).shards) == [0, 1, 2]
+
+
+def test_parts_that_come_are_seen(tmp_path):
+    """A shard that ends while its run is watched is done at once, though sizes are not read at every look."""
+    run = write_run(tmp_path, 2)
+    collector = Collector(run, clock=lambda: 100.0)
+    run.write_receipt(receipt_of(0))
+    write_part(run, 0)
+    assert collector.collect()[0].shards["done"] == 1
+    run.write_receipt(receipt_of(1))
+    write_part(run, 1)
+    assert collector.collect()[0].shards["done"] == 2
+
+
 def test_run_without_attempt(tmp_path):
     """A run that was only planned says so, and has no time left."""
     report, attempt = Collector(write_run(tmp_path, 2)).collect()
@@ -114,6 +154,7 @@ def test_ten_thousand_shards(tmp_path):
     for group in range(10):
         (run.path / "receipts" / f"{group:02d}").mkdir(parents=True)
     for shard in range(shards - 1):
+        write_part(run, shard)
         run.receipt(shard).write_bytes(msgspec.json.encode(receipt_of(shard)))
     scheduler = Told(**{f"s{shards - 1}": TaskStatus(State.RUNNING)})
     collector = submitted(run, shards, scheduler)

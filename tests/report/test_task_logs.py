@@ -44,6 +44,45 @@ def test_torn_detail_log_gives_its_head(tmp_path_factory, cut, junk):
     list(read_detail(path))
 
 
+LIVES = [RECORDS[first : first + 3] for first in range(0, 30, 3)]
+FRAMES = [frame(*records) for records in LIVES]
+
+
+@given(
+    torn=st.integers(0, len(LIVES) - 2),
+    keep=st.floats(0, 1, exclude_max=True),
+    junk=st.binary(max_size=40) | st.sampled_from([b"\x28\xb5\x2f\xfd", FRAMES[0][:9], b"\x28\xb5", bytes(200_000)]),
+)
+def test_what_later_lives_append_is_read(tmp_path_factory, torn, keep, junk):
+    """A frame torn by a kill, and junk after it, cost that frame: all other frames come back whole, once, in order."""
+    path = tmp_path_factory.mktemp("logs") / "x.zst"
+    head = FRAMES[torn][: int(len(FRAMES[torn]) * keep)]
+    path.write_bytes(b"".join(FRAMES[:torn]) + head + junk + b"".join(FRAMES[torn + 1 :]))
+    others = [record for number, records in enumerate(LIVES) if number != torn for record in records]
+    assert [record for record in read_detail(path) if record in others] == others
+
+
+TINY = [[{"t": number, "event": f"\u00e4{number}"}, {"t": number, "n": 2}] for number in range(4)]
+TINY_FRAMES = [frame(*records) for records in TINY]
+
+
+@given(lengths=st.lists(st.integers(0, 60), min_size=3, max_size=3))
+def test_torn_frame_swallows_nothing(tmp_path_factory, lengths):
+    """Tiny frames are stored as they are: torn, they end in the next one's bytes, whose records still come once."""
+    path = tmp_path_factory.mktemp("logs") / "x.zst"
+    kept = [data[:length] for data, length in zip(TINY_FRAMES, lengths, strict=False)]
+    path.write_bytes(b"".join(kept) + TINY_FRAMES[3])
+    found = list(read_detail(path))
+    whole = [
+        record
+        for records, data, part in zip(TINY, TINY_FRAMES, kept, strict=False)
+        if part == data
+        for record in records
+    ]
+    assert [record for record in found if record in whole] == whole
+    assert found[-2:] == TINY[3]
+
+
 def test_matching_records():
     """Records that name an item are found, the last ones kept; without names the last of all."""
     assert [record["t"] for record in match_records(iter(RECORDS), ["1.2.0"], 2)] == [24, 27]
