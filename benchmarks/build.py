@@ -66,7 +66,7 @@ def compare_packing(folder: Path, root: Path) -> None:
     show("tar cJf", theirs, f"{sizes[1] / 1e6:.2f} MB, ratio {total / sizes[1]:.3f}")
     show("tar -I 'xz -T0'", threads, f"{sizes[2] / 1e6:.2f} MB, ratio {total / sizes[2]:.3f}")
     print(
-        f"against tar cJf: {theirs.wall / ours.wall:.1f} times as fast by the clock, {theirs.cpu / ours.cpu:.1f} by CPU,"
+        f"against tar cJf: {theirs.wall / ours.wall:.1f} times as fast by clock, {theirs.cpu / ours.cpu:.1f} by CPU,"
         f" size {sizes[0] / sizes[1] - 1:+.1%}"
     )
 

@@ -36,7 +36,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         (Fault(kind="stall", seconds=600), 1, {"stall": 300}),
         (Fault(kind="stall", seconds=600, on="list"), 1, {"stall": 300}),
         (Fault(kind="drip", rate=1), 1, {"stall": 300}),
-        (Fault(kind="slow-down", seconds=300), 1, {}),
+        (Fault(kind="slow-down", seconds=59), 1, {}),
         (Fault(kind="error-503"), 1, {"retry_base": 300, "attempts": 20}),
         (Fault(kind="error-503"), 2, {"second_round_wait": 600, "attempts": 2}),
     ],

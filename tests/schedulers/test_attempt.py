@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import Limits
 from pipeline.errors import UsageError
+from pipeline.process import identify_process
 from pipeline.records import Job
 from pipeline.rundir import encode_record
 from pipeline.schedulers.attempt import (
@@ -25,7 +26,6 @@ from pipeline.schedulers.attempt import (
 )
 from pipeline.schedulers.base import SchedulerError, State, TaskStatus, job_keys
 from pipeline.schedulers.choose import choose_scheduler, open_scheduler
-from pipeline.process import identify_process
 from tests.schedulers.fake_run import SHA, write_run
 
 
