@@ -34,9 +34,12 @@ class ManifestWriter:
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
-    def write_shard(self, lines: Iterable[bytes]) -> tuple[int, int, str]:
-        """Append one shard's lines as a zstd frame; return its (offset, length, SHA-256)."""
-        data = self._compressor.compress(b"".join(lines))
+    def compress(self, lines: Iterable[bytes]) -> bytes:
+        """One shard's lines as a zstd frame; releases the interpreter lock. Not for several threads at once."""
+        return self._compressor.compress(b"".join(lines))
+
+    def write(self, data: bytes) -> tuple[int, int, str]:
+        """Append one shard's zstd frame; return its (offset, length, SHA-256)."""
         self._out.write(data)
         self._digest.update(data)
         offset = self._offset

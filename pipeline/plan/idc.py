@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from pipeline.config import ITEM_FIELDS, Config
 from pipeline.model import IdcLocation, Item
-from pipeline.plan.paths import compile_folder
+from pipeline.plan.paths import FolderTemplate, compile_folder
 from pipeline.plan.source import Selected
+from pipeline.sources.duck import quote_name, quote_text
 from pipeline.sources.idc_index import IdcIndex
 
 # The index column of each path template field.
@@ -34,27 +35,30 @@ class IdcPlanSource:
         group_by = self._config.archive.group_by
         fill = compile_folder(self._config.archive.path, ITEM_FIELDS)
         group_column = {"collection": "collection_id", "licence": "license_short_name", "run": ""}[group_by]
-        columns = [*(_COLUMN[field] for field in ITEM_FIELDS), *([group_column] if group_column else [])]
-        fields = len(ITEM_FIELDS)
+        columns = [_COLUMN[field] for field in ITEM_FIELDS]
         sort_words: dict[str, str] = {}
         # Paths that begin with their group's own folder bring groups together by themselves; short keys sort faster.
         by_path = not group_column or (
             group_by == "collection" and self._config.archive.path.startswith("{collection}/")
         )
 
+        def sort_key(group: str, path: str) -> str:
+            if by_path:
+                return path
+            word = sort_words.get(group)
+            if word is None:
+                word = sort_words[group] = _sort_word(group)
+            # A space sorts before all that a path may hold; groups are encoded so that they hold none.
+            return f"{word} {path}"
+
         def sort_keys() -> Iterator[tuple[int, str]]:
-            for number, *found in selection.scan(columns):
-                values = ["" if value is None else value for value in found] if None in found else found
-                path = fill(values[:fields])
-                if by_path:
-                    yield number, path
-                    continue
-                group = values[fields]
-                word = sort_words.get(group)
-                if word is None:
-                    word = sort_words[group] = _sort_word(group)
-                # A space sorts before all that a path may hold; groups are encoded so that they hold none.
-                yield number, f"{word} {path}"
+            plain, path = plain_path_sql(fill, columns)
+            group = f"coalesce({quote_name(group_column)}, '')" if group_column and not by_path else "''"
+            for rows in selection.stream(f"file_row_number, {group}, {path}", f"AND ({plain}) IS TRUE"):
+                yield from [(number, sort_key(group, path)) for number, group, path in rows]
+            texts = ", ".join(f"coalesce({quote_name(column)}, '')" for column in columns)
+            for rows in selection.stream(f"file_row_number, {group}, {texts}", f"AND ({plain}) IS NOT TRUE"):
+                yield from [(number, sort_key(group, fill(values))) for number, group, *values in rows]
 
         for row in selection.ordered(sort_keys()):
             if row.source_DOI:
@@ -76,6 +80,16 @@ class IdcPlanSource:
     def citations(self) -> dict[str, str]:
         """Citation texts that are packaged with the index."""
         return {doi: text for doi, (text, _) in self._index.citations(self._dois).items()}
+
+
+def plain_path_sql(template: FolderTemplate, columns: Sequence[str]) -> tuple[str, str]:
+    """SQL of the condition that a row's path is made of plain values, and of that path. Pure.
+
+    The database makes nearly all paths this way, several times as fast as Python; the others are left to the template.
+    """
+    plain = [f"regexp_full_match({quote_name(columns[i])}, {quote_text(pattern)})" for i, pattern in template.plain]
+    path = [quote_text(p) if isinstance(p, str) else quote_name(columns[p]) for p in template.literal]
+    return " AND ".join(plain), " || ".join(path)
 
 
 def _sort_word(group: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Sequence
 
 _KEPT = re.compile(r"[A-Za-z0-9_=+,@][A-Za-z0-9._=+,@-]{0,199}")
 _BYTES = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-=+,@")
@@ -38,48 +37,59 @@ def shorten_component(component: str) -> str:
     return component[:CUT_COMPONENT] + "%~" + hashlib.sha256(component.encode("ascii")).hexdigest()[:32]
 
 
-def compile_folder(template: str, fields: Sequence[str]) -> Callable[[Sequence[str]], str]:
-    """Return the function that fills the folders of a path template (all but its last component).
+class FolderTemplate:
+    """Fills the folders of a path template (all but its last component) with the values of `fields`, in that order.
 
-    It takes the values of `fields`, in that order. Values that need no encoding, nearly all, take a fast way through:
-    one regular expression over all of them.
+    Values that need no encoding, nearly all, take a fast way through: `literal` texts and fields one after another.
+
+    Attributes
+    ----------
+    plain
+        (field index, regular expression): a value for which all of them match whole needs no encoding. Of the syntax
+        that Python's `re` and RE2 share.
+    literal
+        Texts, and indices of fields, that make the path of plain values.
     """
-    folders = template.rpartition("/")[0]
-    components = []
-    plain = dict.fromkeys(fields, _ANY)
-    for component in folders.split("/"):
-        pieces = re.split(r"\{([^}]*)\}", component)
-        texts, names = pieces[0::2], pieces[1::2]
-        # Of several values in a component none may contain what separates them.
-        separators = "".join(sorted(set("".join(texts[1:-1])))) if len(names) > 1 else ""
-        components.append((texts, [(fields.index(name), separators) for name in names]))
-        kept = [chr(byte) for byte in sorted(_BYTES) if chr(byte) not in separators]
-        rest = re.escape("".join(kept))
-        first = re.escape("".join(sign for sign in kept if sign not in ".-"))
-        longest = (MAX_COMPONENT - sum(map(len, texts))) // max(1, len(names))
-        for name in names:
-            pattern = f"[{first}][{rest}]{{0,{max(0, longest - 1)}}}"
-            plain[name] = pattern if plain[name] is _ANY else f"(?={plain[name]}\n){pattern}"
-    all_plain = re.compile("".join(plain[field] + r"\n" for field in fields)).fullmatch
-    used = [index for _, names in components for index, _ in names]
-    literal = "/".join("{}".join(texts) for texts, _ in components).format
-    take = itemgetter(*used) if len(used) > 1 else lambda values: (values[used[0]],)
 
-    def fill(values: Sequence[str]) -> str:
-        if all_plain("\n".join(values) + "\n"):
-            return literal(*take(values))
+    def __init__(self, template: str, fields: Sequence[str]) -> None:
+        self.plain: list[tuple[int, str]] = []
+        self.literal: list[str | int] = []
+        self._components: list[tuple[list[str], list[tuple[int, str]]]] = []
+        for number, component in enumerate(template.rpartition("/")[0].split("/")):
+            pieces = re.split(r"\{([^}]*)\}", component)
+            texts, names = pieces[0::2], [fields.index(name) for name in pieces[1::2]]
+            # Of several values in a component none may contain what separates them.
+            separators = "".join(sorted(set("".join(texts[1:-1])))) if len(names) > 1 else ""
+            self._components.append((texts, [(index, separators) for index in names]))
+            kept = [chr(byte) for byte in sorted(_BYTES) if chr(byte) not in separators]
+            rest = re.escape("".join(kept))
+            first = re.escape("".join(sign for sign in kept if sign not in ".-"))
+            longest = (MAX_COMPONENT - sum(map(len, texts))) // max(1, len(names))
+            self.literal.append("/" * bool(number) + texts[0])
+            for index, text in zip(names, texts[1:], strict=True):
+                self.plain.append((index, f"[{first}][{rest}]{{0,{max(0, longest - 1)}}}"))
+                self.literal += [index, text]
+        self._plain = [(index, re.compile(pattern).fullmatch) for index, pattern in self.plain]
+
+    def is_plain(self, values: Sequence[str]) -> bool:
+        """Whether the path of these values is `literal`."""
+        return all(match(values[index]) for index, match in self._plain)
+
+    def __call__(self, values: Sequence[str]) -> str:
+        if self.is_plain(values):
+            return "".join([piece if isinstance(piece, str) else values[piece] for piece in self.literal])
         parts = []
-        for texts, names in components:
+        for texts, names in self._components:
             text = texts[0]
             for (index, separators), after in zip(names, texts[1:], strict=True):
                 text += safe_component(values[index], separators) + after
             parts.append(shorten_component(text))
         return "/".join(parts)
 
-    return fill
 
-
-_ANY = r"[^\n]*"
+def compile_folder(template: str, fields: Sequence[str]) -> FolderTemplate:
+    """Return the function that fills the folders of a path template."""
+    return FolderTemplate(template, fields)
 
 
 def archive_name(template: str, group: str) -> str:

@@ -10,8 +10,9 @@ import shutil
 import tempfile
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -260,10 +261,8 @@ def _write_manifest(
     folder: Path, spool: _Spool, layouts: list[Layout], source: PlanSource, config: Config
 ) -> ManifestIndex:
     """Write the manifest and its index into `folder`."""
-    lines = spool.lines()
     shards: list[ShardEntry] = []
     archives: list[ArchiveEntry] = []
-    first_frame = 0
     header = {
         "medhaul": "manifest",
         "format": FORMAT,
@@ -275,39 +274,77 @@ def _write_manifest(
     with storage_errors(folder), (folder / "manifest.jsonl.zst").open("wb") as out:
         writer = ManifestWriter(out)
         # The settings that decide the archives' bytes are part of what the manifest's SHA-256 stands for.
-        writer.write_shard([msgspec.json.encode(header) + b"\n"])
-        for layout in layouts:
-            first_shard, first_of_shard = len(shards), 0
-            pieces = _LayoutPieces(layout, spool, lines, first_frame)
-            for frames in layout.shard_frames:
-                end = first_of_shard + frames
-                taken, items, files, size = pieces.take(end)
-                offset, length, sha256 = writer.write_shard(taken)
-                shards.append(
-                    ShardEntry(
-                        shard=len(shards), archive=layout.name, offset=offset, length=length, sha256=sha256,
-                        entries=len(taken), items=items, files=files, bytes=size,
-                        first_frame=first_frame + first_of_shard, frames=frames,
-                    )
-                )  # fmt: skip
-                first_of_shard = end
-            mine = shards[first_shard:]
-            archives.append(
-                ArchiveEntry(
-                    name=layout.name, items=layout.items, files=sum(s.files for s in mine),
-                    bytes=sum(s.bytes for s in mine), first_shard=first_shard, shards=len(mine),
-                    first_frame=first_frame, frames=first_of_shard,
+        writer.write(writer.compress([msgspec.json.encode(header) + b"\n"]))
+        for made, data in _compress_ahead(_shard_lines(spool, layouts), writer.compress):
+            offset, length, sha256 = writer.write(data)
+            shards.append(
+                ShardEntry(
+                    shard=len(shards), archive=made.archive, offset=offset, length=length, sha256=sha256,
+                    entries=made.entries, items=made.items, files=made.files, bytes=made.bytes,
+                    first_frame=made.first_frame, frames=made.frames,
                 )
             )  # fmt: skip
-            first_frame += first_of_shard
         out.flush()
         os.fsync(out.fileno())
+    first_shard = 0
+    for layout in layouts:
+        mine = shards[first_shard : first_shard + len(layout.shard_frames)]
+        archives.append(
+            ArchiveEntry(
+                name=layout.name, items=layout.items, files=sum(shard.files for shard in mine),
+                bytes=sum(shard.bytes for shard in mine), first_shard=first_shard, shards=len(mine),
+                first_frame=mine[0].first_frame, frames=sum(shard.frames for shard in mine),
+            )
+        )  # fmt: skip
+        first_shard += len(mine)
     index = ManifestIndex(
         format=FORMAT, manifest_sha256=writer.sha256, source=source.name, release=source.release,
         columns=source.columns, archives=archives, shards=shards,
     )  # fmt: skip
     write_atomic(folder / "manifest.index.json", encode_record(index))
     return index
+
+
+class _ShardFacts(NamedTuple):
+    """What a shard holds, as its manifest entry tells."""
+
+    archive: str
+    entries: int
+    items: int
+    files: int
+    bytes: int
+    first_frame: int
+    frames: int
+
+
+def _shard_lines(spool: _Spool, layouts: list[Layout]) -> Iterator[tuple[_ShardFacts, list[bytes]]]:
+    """Yield every shard's facts and manifest lines, in order."""
+    lines = spool.lines()
+    first_frame = 0
+    for layout in layouts:
+        pieces = _LayoutPieces(layout, spool, lines, first_frame)
+        begin = 0
+        for frames in layout.shard_frames:
+            taken, items, files, size = pieces.take(begin + frames)
+            yield _ShardFacts(layout.name, len(taken), items, files, size, first_frame + begin, frames), taken
+            begin += frames
+        first_frame += begin
+
+
+def _compress_ahead(
+    shards: Iterator[tuple[_ShardFacts, list[bytes]]], compress: Callable[[list[bytes]], bytes]
+) -> Iterator[tuple[_ShardFacts, bytes]]:
+    """Compress on a thread while the next lines are made; yield in order."""
+    pending: deque[tuple[_ShardFacts, Future[bytes]]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="compress") as pool:
+        for facts, lines in shards:
+            pending.append((facts, pool.submit(compress, lines)))
+            if len(pending) > 2:
+                first, future = pending.popleft()
+                yield first, future.result()
+        while pending:
+            facts, future = pending.popleft()
+            yield facts, future.result()
 
 
 class _LayoutPieces:
@@ -328,27 +365,30 @@ class _LayoutPieces:
         taken: list[bytes] = []
         items = files = size = 0
         firsts, counts, sizes, numbers = self._cut.first, self._cut.counts, self._spool.sizes, self._spool.files
+        lines, first_frame, put = self._lines, self._first_frame, taken.append
         while True:
             if not self._left:
-                if self._item + 1 == len(firsts) or firsts[self._item + 1] >= end:
+                item = self._item + 1
+                if item == len(firsts) or firsts[item] >= end:
                     break
-                self._item += 1
-                self._line = next(self._lines)
-                self._left = counts[self._item]
+                self._item, self._line = item, next(lines)
                 items += 1
+                if counts[item] == 1:  # nearly always
+                    number = self._first_item + item
+                    files += max(0, numbers[number])
+                    size += max(0, sizes[number])
+                    put(encode_entry(number, first_frame + firsts[item], 0, 1, self._line))
+                    continue
+                self._left = counts[item]
             count = counts[self._item]
             piece = count - self._left
             frame = firsts[self._item] + piece
             if frame >= end:
                 break
             number = self._first_item + self._item
-            if count == 1:
-                files += max(0, numbers[number])
-                size += max(0, sizes[number])
-            else:
-                files += share_of(max(0, numbers[number]), piece, count)
-                size += share_of(max(0, sizes[number]), piece, count)
-            taken.append(encode_entry(number, self._first_frame + frame, piece, count, self._line))
+            files += share_of(max(0, numbers[number]), piece, count)
+            size += share_of(max(0, sizes[number]), piece, count)
+            put(encode_entry(number, first_frame + frame, piece, count, self._line))
             self._left -= 1
         return taken, items, files, size
 
