@@ -12,18 +12,15 @@ from pipeline.plan.idc import plain_path_sql
 from pipeline.plan.paths import compile_folder
 
 COLUMNS = ["collection_id", "PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID"]
-values = (
-    st.text(st.sampled_from("abZ09._-=+,@ %/\n\r\t'\"ä€{}$^\\"), max_size=8) | st.text(max_size=3) | st.just("x" * 210)
-)
-rows = st.tuples(*[values.filter(lambda text: "\0" not in text and text.isprintable() or text == "") | values] * 5)
+signs = st.text(st.sampled_from("abZ09._-=+,@ %/\0\n\r\t'\"ä€{}$^\\"), max_size=8)
+values = signs | st.text(st.characters(exclude_categories=["Cs"]), max_size=3) | st.just("x" * 210)
+rows = st.tuples(values, values, values, values, values)
 
 
 @pytest.mark.parametrize(
     "template", [DEFAULT_PATH, "x-{Modality}-y_{PatientID}.{SeriesInstanceUID}/{SOPInstanceUID}.dcm"]
 )
-@given(
-    row=rows.filter(lambda row: all(text.isascii() or not any(0xD800 <= ord(c) < 0xE000 for c in text) for text in row))
-)
+@given(row=rows)
 @example(row=("c", "p", "1.2", "CT", "3.4"))
 @example(row=("c", "p\n", "1.2", "C_T", "3.4"))
 def test_the_database_takes_the_same_rows_for_plain_and_makes_the_same_paths(
