@@ -65,7 +65,7 @@ def index_option(command: F) -> F:
         envvar="MEDHAUL_IDC_INDEX",
         default="packaged",
         show_default=True,
-        help="Parquet file of the index, or 'packaged': the installed idc-index-data.",
+        help="The index: a Parquet file, an http(s) URL of one, or 'packaged': the installed idc-index-data.",
     )(command)
 
 
