@@ -7,8 +7,9 @@ import ctypes
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 
@@ -23,6 +24,17 @@ class ProcessId(msgspec.Struct, frozen=True):
     boot: str
     pid: int
     start: int
+
+
+@contextlib.contextmanager
+def signal_handlers(handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    """Handle these signals in the block, and then as before. Main thread only."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def identify_process(pid: int) -> ProcessId | None:

@@ -20,14 +20,12 @@ def reduce(run: Path, allow_partial: bool) -> None:
     Copies compressed bytes; compresses nothing. Safe to run again at any point: complete archives are left alone, parts
     are removed only when their archive is complete and has been read back.
     """
+    from pipeline.process import signal_handlers
     from pipeline.reduce.finished import archive_file
     from pipeline.reduce.run import reduce_run
     from pipeline.rundir import RunDir
     from pipeline.units import render_size
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
-    signal.signal(signal.SIGUSR1, _go_on)
     shown = time.monotonic()
 
     def progress(name: str, done: int, total: int) -> None:
@@ -37,7 +35,9 @@ def reduce(run: Path, allow_partial: bool) -> None:
             click.echo(f"{name}: joined {render_size(done)} of {render_size(total)}", err=True)
 
     run_dir = RunDir.open(run)
-    for outcome in reduce_run(run_dir, allow_partial=allow_partial, on_progress=progress):
+    with signal_handlers({signal.SIGTERM: _stop, signal.SIGINT: _stop, signal.SIGUSR1: _go_on}):
+        outcomes = reduce_run(run_dir, allow_partial=allow_partial, on_progress=progress)
+    for outcome in outcomes:
         if outcome.line is not None:
             line = outcome.line
             click.echo(

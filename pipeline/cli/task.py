@@ -63,7 +63,7 @@ def task(run: Path, shard: int | None, attempt: int | None, index: int | None) -
 
 def do_shard(run_dir: RunDir, shard: int, attempt: int, connections: int) -> Receipt:
     """Set up signals, logs and scratch, and do the shard. Raises `MedhaulError`."""
-    from pipeline.task.detail import DetailLog
+    from pipeline.process import signal_handlers
     from pipeline.task.shard import Stop, describe_life
 
     config = run_dir.read_config()
@@ -74,11 +74,17 @@ def do_shard(run_dir: RunDir, shard: int, attempt: int, connections: int) -> Rec
         known = signal.Signals(number)
         stop.request(known.name, GRACE[known])
 
-    for number in GRACE:
-        signal.signal(number, on_signal)
-    log = DetailLog(run_dir.logs(attempt) / f"{life.job.partition('.')[0]}.detail.jsonl.zst")
+    with signal_handlers(dict.fromkeys(GRACE, on_signal)):
+        return _do_logged(run_dir, config, shard, connections, life=life, stop=stop)
+
+
+def _do_logged(run_dir: RunDir, config: Config, shard: int, connections: int, *, life: Life, stop: Stop) -> Receipt:
+    """Do the shard, with its beginning and its end, whatever it is, in both logs."""
+    from pipeline.task.detail import DetailLog
+
+    log = DetailLog(run_dir.logs(life.attempt) / f"{life.job.partition('.')[0]}.detail.jsonl.zst")
     try:
-        log.event("life-start", shard=shard, attempt=attempt, job=life.job, node=life.node, pid=os.getpid())
+        log.event("life-start", shard=shard, attempt=life.attempt, job=life.job, node=life.node, pid=os.getpid())
         logger.info("shard %d of %s, job %s on %s, pid %d", shard, run_dir.path, life.job, life.node, os.getpid())
         receipt = _do(run_dir, config, shard, connections, life=life, stop=stop, log=log)
         log.event("life-end", state=receipt.state, failed=len(receipt.failed))
