@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,9 @@ def gets(site: DemoSite) -> dict[str, int]:
 def finish_and_compare(haul: Haul, site: DemoSite, undisturbed: dict[str, str]) -> None:
     """Go on after a kill: nothing that a journal lists is fetched again, and the archive is as it should be."""
     done = haul.journaled_keys()
+    end = time.monotonic() + 10
+    while site.stats.snapshot().open_connections and time.monotonic() < end:
+        time.sleep(0.01)  # what the dead life asked for last may not have been counted yet
     before = gets(site)
     site.stats.reset()
     ended = haul.task()
