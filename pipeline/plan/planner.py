@@ -27,7 +27,7 @@ from pipeline.manifest import ManifestWriter, encode_entry
 from pipeline.model import Item
 from pipeline.plan.cut import FrameCut, count_shards, cut_frames, cut_shards, cut_volumes
 from pipeline.plan.paths import archive_name
-from pipeline.plan.source import PlanSource
+from pipeline.plan.source import EncodedItem, PlanSource
 from pipeline.records import FORMAT, ArchiveEntry, ManifestIndex, RunRecord, ShardEntry
 from pipeline.rundir import RunDir, encode_record, freeze_config
 
@@ -88,11 +88,11 @@ class _Spool:
 
     def fill(self, source: PlanSource, on_progress: Callable[[int], None]) -> None:
         """Take in all items. Raises `ConfigError` when there are none, or two have one path."""
-        encode = msgspec.json.Encoder().encode_lines
+        encode = msgspec.json.Encoder().encode
         path = ""
         name, first = "", 0
         number = 0
-        pending: list[Item] = []
+        pending: list[bytes] = []
         totals: dict[str, list[int]] = {}
         put_size, put_files = self.sizes.append, self.files.append
         # One thread of its own for the compressor: it works while the next items are made.
@@ -116,12 +116,12 @@ class _Spool:
                     total[1] += size
                 else:
                     self.unknown += 1
-                pending.append(item)
+                pending.append(item.json if isinstance(item, EncodedItem) else encode(item))
                 if len(pending) == 4096:
-                    out.write(encode(pending))
+                    out.write(b"\n".join(pending) + b"\n")
                     pending.clear()
                     on_progress(number)
-            out.write(encode(pending))
+            out.write(b"".join([line + b"\n" for line in pending]))
         if not number:
             raise ConfigError("nothing is selected", hint="loosen the conditions of [select]")
         self.licences = {licence: (count, size) for licence, (count, size) in totals.items()}
@@ -142,7 +142,7 @@ class _Spool:
         self._file.close()
 
 
-def _path_error(item: Item, before: str) -> Exception:
+def _path_error(item: Item | EncodedItem, before: str) -> Exception:
     if item.path == before:
         return ConfigError(
             f"two items would have the path {before} in the archive; one is {item.id}",

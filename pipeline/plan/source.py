@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from pipeline.model import Item
 
 
+class EncodedItem(NamedTuple):
+    """An item that the source has as JSON already, with what the planner must know of it."""
+
+    id: str
+    path: str
+    files: int
+    bytes: int
+    licence: str
+    json: builtins.bytes
+
+
 class Selected(NamedTuple):
     """An item with the name of the group (archive) it goes to."""
 
     group: str
-    item: Item
+    item: Item | EncodedItem
 
 
 class PlanSource(Protocol):

@@ -121,13 +121,26 @@ class Selection:
             yield from rows
 
     def ordered(self, paths: Iterable[tuple[int, str]]) -> Iterator[SeriesRow]:
-        """Yield the series in bytewise order of path, then SeriesInstanceUID.
+        """Yield the series in bytewise order of path, then SeriesInstanceUID; `paths` as for `ordered_values`."""
+        texts = [f"coalesce({name}, '')" for name in TEXT_COLUMNS]
+        values = [*texts[:5], FILES, *texts[5:], BYTES, f"{self.meta_sql()}::VARCHAR"]  # in the order of SeriesRow
+        batches = ([SeriesRow(*row) for row in rows] for rows in self.ordered_values(paths, ", ".join(values)))
+        yield from _ties_by_uid(batches)
+
+    def meta_sql(self) -> str:
+        """SQL of the whole row as a JSON array in the order of `IdcIndex.column_types`."""
+        return f"json_array({', '.join(_json_value(name, kind) for name, kind in self._index.column_types().items())})"
+
+    def ordered_values(self, paths: Iterable[tuple[int, str]], values: str) -> Iterator[list[tuple[Any, ...]]]:
+        """Yield (path, *values) in bytewise order of path, in lists.
 
         Parameters
         ----------
         paths
             (row number in the file, path) of each series to yield, in any order; read only once and not kept. Paths
             are ASCII without tab, quotes or newline.
+        values
+            SQL of what to yield; the last value must be a text.
 
         Raises
         ------
@@ -138,15 +151,11 @@ class Selection:
             file = Path(tempfile.mkdtemp(dir=self._index.temp)) / "paths.tsv"
             count = _write_paths(paths, file)
             ranks, sorted_file = self._rank(file, count)
-            texts = [f"coalesce({name}, '')" for name in TEXT_COLUMNS]
-            values = ", ".join([*texts[:5], FILES, *texts[5:], BYTES])  # in the order of SeriesRow
-            columns = ", ".join(_json_value(name, kind) for name, kind in self._index.column_types().items())
-            selected = self.stream(f"file_row_number, {values}, json_array({columns})::VARCHAR")
+            selected = self.stream(f"file_row_number, {values}")
             ranked = ([(ranks[row[0]], row) for row in rows if ranks[row[0]] >= 0] for rows in selected)
             with sorted_file.open(encoding="ascii") as lines, tempfile.TemporaryFile(dir=file.parent) as spill:
-                in_order = in_rank_order(ranked, count, spill)
-                batches = ([SeriesRow(next(lines)[:-1], *row[1:]) for row in rows] for rows in in_order)
-                yield from _ties_by_uid(batches)
+                for rows in in_rank_order(ranked, count, spill):
+                    yield [(next(lines)[:-1], *row[1:]) for row in rows]
             sorted_file.unlink()
 
     def _rank(self, file: Path, count: int) -> tuple[array[int], Path]:
