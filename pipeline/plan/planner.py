@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import re
@@ -156,7 +157,9 @@ def plan_layouts(
 ) -> list[Layout]:
     """Cut groups into archives, frames and shards. Pure; frames do not depend on the settings of `shards`."""
     file_cost = int(shards.file_cost)
-    cost_total = sum(max(0, s) + max(0, f) * file_cost for s, f in zip(sizes, files, strict=True))
+    cost_total = 0
+    if shards.count:  # else nobody asks
+        cost_total = sum(max(0, s) + max(0, f) * file_cost for s, f in zip(sizes, files, strict=True))
     layouts = []
     for group in groups:
         item_sizes = sizes[group.first : group.first + group.length]
@@ -200,6 +203,8 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
         When shared storage is full or not writable.
     """
     spool = _Spool()
+    collecting = gc.isenabled()
+    gc.disable()  # millions of small records and no cycles: the collector would only go through them again and again
     try:
         spool.fill(source, on_progress)
         layouts = plan_layouts(spool.groups, spool.sizes, spool.files, config.archive, config.shards)
@@ -222,6 +227,8 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
             shutil.rmtree(folder, ignore_errors=True)
     finally:
         spool.close()
+        if collecting:
+            gc.enable()
     return Plan(
         run=run,
         reused=reused,
