@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -23,15 +24,21 @@ class Figures(NamedTuple):
 
 def measure(command: Sequence[str], *, env: dict[str, str] | None = None, cwd: Path | None = None) -> Figures:
     """Run a command, its output thrown away, and return its figures."""
+    # Through a small process of its own: a child's peak memory includes what its parent had when it was forked.
+    runner = [sys.executable, "-I", "-S", __file__, *command]
+    answer = subprocess.run(runner, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=env, cwd=cwd, check=True)
+    return Figures(*json.loads(answer.stdout))
+
+
+def run_and_tell(command: Sequence[str]) -> None:
+    """Run a command and print its figures as JSON."""
+    quiet = subprocess.DEVNULL
     begin = time.monotonic()
-    process = subprocess.Popen(
-        list(command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, cwd=cwd
-    )
+    process = subprocess.Popen(list(command), stdin=quiet, stdout=quiet, stderr=quiet)
     _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return Figures(
-        usage.ru_utime + usage.ru_stime, time.monotonic() - begin, usage.ru_maxrss / 1024, process.returncode
-    )
+    wall = time.monotonic() - begin
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    print(json.dumps([usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 1024, code]))
 
 
 def medhaul(*words: str) -> list[str]:
@@ -55,3 +62,7 @@ def show(name: str, figures: Figures, extra: str = "") -> None:
     print(
         f"{name:<44} cpu {figures.cpu:7.2f} s   wall {figures.wall:7.2f} s   {figures.rss_mb:6.0f} MB  {extra}{failed}"
     )
+
+
+if __name__ == "__main__":
+    run_and_tell(sys.argv[1:])
