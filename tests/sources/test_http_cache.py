@@ -32,7 +32,8 @@ def parquet(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("index") / "idc_index.parquet"
     values = ", ".join(f"'x' AS \"{name}\"" for name in COLUMNS)
     sql = f"COPY (SELECT {values}, 3 AS instanceCount, 1.5::DOUBLE AS series_size_MB) TO '{path}' (FORMAT parquet)"
-    duckdb.sql(sql)
+    with duckdb.connect() as database:  # not the module's own, which another test may be reading from
+        database.execute(sql).fetchall()
     return path.read_bytes()
 
 
