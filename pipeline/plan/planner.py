@@ -25,23 +25,15 @@ from pipeline.atomic import current_umask, fsync_folder, storage_errors, write_a
 from pipeline.config import Archive, Config, Shards
 from pipeline.errors import ConfigError
 from pipeline.manifest import ManifestWriter, encode_entry
-from pipeline.model import Item
 from pipeline.plan.cut import FrameCut, count_shards, cut_frames, cut_shards, cut_volumes
 from pipeline.plan.paths import archive_name
-from pipeline.plan.source import EncodedItem, PlanSource
+from pipeline.plan.source import PlanSource
+from pipeline.plan.spool import Group, Spool
 from pipeline.records import FORMAT, ArchiveEntry, ManifestIndex, RunRecord, ShardEntry
 from pipeline.rundir import RunDir, encode_record, freeze_config
 
 # Seconds after which the folder of a plan that never ended is taken to be left behind.
 UNFINISHED_AGE = 24 * 3600.0
-
-
-class Group(NamedTuple):
-    """Items of one group, as positions in the plan: `first` to `first + length`."""
-
-    name: str
-    first: int
-    length: int
 
 
 class Layout(NamedTuple):
@@ -71,85 +63,6 @@ class Plan(NamedTuple):
     largest_frame: int
     unknown_sizes: int
     manifest_sha256: str
-
-
-class _Spool:
-    """Items in plan order, as JSON lines in a compressed temporary file, with their sizes in memory."""
-
-    def __init__(self) -> None:
-        import zstandard
-
-        self._file = tempfile.TemporaryFile(prefix="medhaul-plan-")  # noqa: SIM115 - closed by close()
-        self._zstd = zstandard
-        self.sizes = array("q")
-        self.files = array("q")
-        self.groups: list[Group] = []
-        self.licences: dict[str, tuple[int, int]] = {}
-        self.unknown = 0
-
-    def fill(self, source: PlanSource, on_progress: Callable[[int], None]) -> None:
-        """Take in all items. Raises `ConfigError` when there are none, or two have one path."""
-        encode = msgspec.json.Encoder().encode
-        path = ""
-        name, first = "", 0
-        number = 0
-        pending: list[bytes] = []
-        totals: dict[str, list[int]] = {}
-        put_size, put_files = self.sizes.append, self.files.append
-        # One thread of its own for the compressor: it works while the next items are made.
-        with self._zstd.ZstdCompressor(level=1, threads=1).stream_writer(self._file, closefd=False) as out:
-            for group, item in source.select():
-                if group != name:
-                    if number:
-                        self.groups.append(Group(name, first, number - first))
-                    name, first, path = group, number, ""
-                if item.path <= path:
-                    raise _path_error(item, path)
-                number += 1
-                path, size = item.path, item.bytes
-                put_size(size)
-                put_files(item.files)
-                total = totals.get(item.licence)
-                if total is None:
-                    total = totals[item.licence] = [0, 0]
-                total[0] += 1
-                if size >= 0:
-                    total[1] += size
-                else:
-                    self.unknown += 1
-                pending.append(item.json if isinstance(item, EncodedItem) else encode(item))
-                if len(pending) == 4096:
-                    out.write(b"\n".join(pending) + b"\n")
-                    pending.clear()
-                    on_progress(number)
-            out.write(b"".join([line + b"\n" for line in pending]))
-        if not number:
-            raise ConfigError("nothing is selected", hint="loosen the conditions of [select]")
-        self.licences = {licence: (count, size) for licence, (count, size) in totals.items()}
-        self.groups.append(Group(name, first, len(self.sizes) - first))
-        on_progress(len(self.sizes))
-
-    def lines(self) -> Iterator[bytes]:
-        """The items again, from the start."""
-        self._file.seek(0)
-        rest = b""
-        with self._zstd.ZstdDecompressor().stream_reader(self._file, closefd=False) as reader:
-            while chunk := reader.read(1 << 20):
-                lines = (rest + chunk).split(b"\n")
-                rest = lines.pop()
-                yield from lines
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _path_error(item: Item | EncodedItem, before: str) -> Exception:
-    if item.path == before:
-        return ConfigError(
-            f"two items would have the path {before} in the archive; one is {item.id}",
-            hint="give archive.path more fields",
-        )
-    return RuntimeError(f"the source does not keep to the order of paths, at {item.path}")
 
 
 def plan_layouts(
@@ -202,7 +115,7 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
     StorageError
         When shared storage is full or not writable.
     """
-    spool = _Spool()
+    spool = Spool()
     collecting = gc.isenabled()
     gc.disable()  # millions of small records and no cycles: the collector would only go through them again and again
     try:
@@ -259,13 +172,13 @@ def remove_unfinished(root: Path, name: str, now: float) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sizes(spool: _Spool, layout: Layout) -> list[tuple[int, int]]:
+def _sizes(spool: Spool, layout: Layout) -> list[tuple[int, int]]:
     span = slice(layout.first_item, layout.first_item + layout.items)
     return list(zip(spool.sizes[span], spool.files[span], strict=True))
 
 
 def _write_manifest(
-    folder: Path, spool: _Spool, layouts: list[Layout], source: PlanSource, config: Config
+    folder: Path, spool: Spool, layouts: list[Layout], source: PlanSource, config: Config
 ) -> ManifestIndex:
     """Write the manifest and its index into `folder`."""
     shards: list[ShardEntry] = []
@@ -324,7 +237,7 @@ class _ShardFacts(NamedTuple):
     frames: int
 
 
-def _shard_lines(spool: _Spool, layouts: list[Layout]) -> Iterator[tuple[_ShardFacts, list[bytes]]]:
+def _shard_lines(spool: Spool, layouts: list[Layout]) -> Iterator[tuple[_ShardFacts, list[bytes]]]:
     """Yield every shard's facts and manifest lines, in order."""
     lines = spool.lines()
     first_frame = 0
@@ -357,7 +270,7 @@ def _compress_ahead(
 class _LayoutPieces:
     """The manifest lines of one archive, handed out frame by frame."""
 
-    def __init__(self, layout: Layout, spool: _Spool, lines: Iterator[bytes], first_frame: int) -> None:
+    def __init__(self, layout: Layout, spool: Spool, lines: Iterator[bytes], first_frame: int) -> None:
         self._cut = layout.pieces
         self._spool = spool
         self._lines = lines
