@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,7 +79,9 @@ def verbosity_options(command: F) -> F:
 
 
 def render_command(*words: str) -> str:
-    """A command line to paste into a shell."""
+    """A command line to paste into a shell; `medhaul` by its path where the shell would not find it by name."""
+    if words[0] == "medhaul" and shutil.which("medhaul") is None and Path(sys.argv[0]).name == "medhaul":
+        words = (os.path.abspath(sys.argv[0]), *words[1:])  # noqa: PTH100 - a link in a virtual environment is meant
     return shlex.join(words)
 
 
