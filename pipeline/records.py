@@ -205,7 +205,6 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     job: str
     node: str
     pid: int
-    life: int
     time: float
     started: float
     phase: Literal["starting", "working", "stopping", "stopped", "failed"]

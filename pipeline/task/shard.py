@@ -209,7 +209,7 @@ class ShardTask:
         self.run_dir.write_heartbeat(
             Heartbeat(
                 shard=self.shard, attempt=self.life.attempt, job=self.life.job, node=self.life.node, pid=os.getpid(),
-                life=0, time=time.time(), started=self.life.started, phase=phase,  # type: ignore[arg-type]
+                time=time.time(), started=self.life.started, phase=phase,  # type: ignore[arg-type]
                 entries=len(self.entries), entries_done=done,
                 failed=failed, frames=len(self.frames), frames_done=len(self.facts),
                 bytes=self.manifest.shards[self.shard].bytes,

@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
 def heartbeat(shard: int) -> Heartbeat:
     """Some last words."""
     return Heartbeat(
-        shard=shard, attempt=1, job="7_0", node="n", pid=1, life=0, time=1.0, started=1.0, phase="working", entries=1,
+        shard=shard, attempt=1, job="7_0", node="n", pid=1, time=1.0, started=1.0, phase="working", entries=1,
         entries_done=0, failed=0, frames=1, frames_done=0, bytes=1, bytes_downloaded=0, bytes_packed=0,
     )  # fmt: skip
 

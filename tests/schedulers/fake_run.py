@@ -76,7 +76,7 @@ def receipt_of(shard: int, *, state: str = "complete", failed: int = 0, **change
 def heartbeat_of(shard: int, **changes: object) -> Heartbeat:
     """The last words of a shard half done at 50 bytes per second."""
     heartbeat = Heartbeat(
-        shard=shard, attempt=1, job="7_0", node="n1", pid=1, life=0, time=110.0, started=100.0, phase="working",
+        shard=shard, attempt=1, job="7_0", node="n1", pid=1, time=110.0, started=100.0, phase="working",
         entries=2, entries_done=1, failed=0, frames=2, frames_done=1, bytes=SHARD_BYTES, bytes_downloaded=500,
         bytes_packed=250,
     )  # fmt: skip
