@@ -12,7 +12,7 @@ import msgspec
 
 from pipeline.errors import ConfigError
 from pipeline.model import Entry
-from pipeline.records import ArchiveEntry, ManifestIndex, ShardEntry
+from pipeline.records import ManifestIndex, ShardEntry
 from pipeline.rundir import RunDir
 
 _DECODER = msgspec.json.Decoder(Entry)
@@ -66,11 +66,6 @@ class Manifest:
     @property
     def shards(self) -> list[ShardEntry]:
         return self.index.shards
-
-    def archive_of(self, shard: int) -> ArchiveEntry:
-        """The archive that a shard belongs to."""
-        name = self.shards[shard].archive
-        return next(archive for archive in self.index.archives if archive.name == name)
 
     def entries(self, shard: int) -> list[Entry]:
         """A shard's entries, in order.

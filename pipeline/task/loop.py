@@ -6,7 +6,7 @@ import logging
 import queue
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pipeline.errors import SiteUnavailableError, StorageError
 from pipeline.model import Entry
@@ -15,8 +15,12 @@ from pipeline.task.pack import Broken, Packed, Packer, Spoiled
 from pipeline.task.part import better_record
 
 if TYPE_CHECKING:
+    from pipeline.config import Config
     from pipeline.task.cache import ScratchCache
-    from pipeline.task.shard import ShardTask
+    from pipeline.task.detail import DetailLog
+    from pipeline.task.intake import FrameSize
+    from pipeline.task.part import FrameFact
+    from pipeline.task.resources import Workers
 
 logger = logging.getLogger("medhaul.task")
 T = TypeVar("T")
@@ -37,11 +41,31 @@ def spread(choices: Sequence[T], count: int) -> list[T]:
     return [choices[(number + 1) * len(choices) // count - 1] for number in reversed(range(count))]
 
 
+class Work(Protocol):
+    """The shard that a loop works on: its frames, what is known of each, and how to stop and to give signs of life."""
+
+    shard: int
+    config: Config
+    log: DetailLog
+    workers: Workers
+    frames: dict[int, list[Entry]]
+    sizes: dict[int, FrameSize]
+    facts: dict[int, FrameFact]
+
+    def check_stop(self) -> None:
+        """Raise `InterruptedRunError` when told to stop."""
+        ...
+
+    def beat(self, phase: str, intake: Intake | None, packed: int) -> None:
+        """Write the heartbeat, at most every few seconds."""
+        ...
+
+
 class Loop:
     """Runs rounds over frames; the one thread that touches the task's facts."""
 
     def __init__(
-        self, task: ShardTask, intake: Intake, packer: Packer, cache: ScratchCache, events: queue.SimpleQueue[Event]
+        self, task: Work, intake: Intake, packer: Packer, cache: ScratchCache, events: queue.SimpleQueue[Event]
     ) -> None:
         self.task = task
         self.intake = intake

@@ -252,11 +252,6 @@ class PartWriter:
         self._frame_digest = hashlib.sha256()
         self._digest_before = self._digest.copy()
 
-    @property
-    def frame_start(self) -> int:
-        """Where the open frame begins in the part."""
-        return self._frame_start
-
     def write(self, data: bytes) -> None:
         """Append bytes of the open frame. Raises `StorageError`."""
         with storage_errors(self._path):

@@ -29,7 +29,7 @@ def test_shards_hold_all_entries_in_order(tmp_path: Path) -> None:
     assert [number for _, number in numbers] == list(range(12))
     assert sorted({shard for shard, _ in numbers}) == [0, 1, 2, 3]
     assert [(s, e) for s, e in manifest.all_entries([2])] == [(2, entry) for entry in manifest.entries(2)]
-    assert all(manifest.archive_of(shard).name == "c" for shard in range(4))
+    assert all(manifest.shards[shard].archive == "c" for shard in range(4))
 
 
 @pytest.mark.parametrize("shard", range(4))
