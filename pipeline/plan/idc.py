@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.config import ITEM_FIELDS, Config
-from pipeline.plan.paths import FolderTemplate, compile_folder
+from pipeline.plan.paths import FolderTemplate
 from pipeline.plan.source import EncodedItem, Selected
 from pipeline.sources.duck import quote_name, quote_text
 from pipeline.sources.idc_index import IdcIndex
@@ -31,7 +31,7 @@ class IdcPlanSource:
         """Yield the selected series by group and path. Raises `ConfigError` when nothing is selected."""
         selection = self._index.select(self._config.select.idc)
         group_by = self._config.archive.group_by
-        fill = compile_folder(self._config.archive.path, ITEM_FIELDS)
+        fill = FolderTemplate(self._config.archive.path, ITEM_FIELDS)
         group_column = {"collection": "collection_id", "licence": "license_short_name", "run": ""}[group_by]
         run_name = self._config.run.name
         columns = [_COLUMN[field] for field in ITEM_FIELDS]

@@ -87,11 +87,6 @@ class FolderTemplate:
         return "/".join(parts)
 
 
-def compile_folder(template: str, fields: Sequence[str]) -> FolderTemplate:
-    """Return the function that fills the folders of a path template."""
-    return FolderTemplate(template, fields)
-
-
 def archive_name(template: str, group: str) -> str:
     """Name of a group's archive, without suffix: plain letters only, since people type it.
 

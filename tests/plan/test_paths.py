@@ -9,7 +9,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from pipeline.config import DEFAULT_PATH, ITEM_FIELDS, path_template_problems
-from pipeline.plan.paths import archive_name, compile_folder, safe_component, shorten_component
+from pipeline.plan.paths import FolderTemplate, archive_name, safe_component, shorten_component
 
 NASTY = [
     "", ".", "..", "...", "/", "//", "\0", "\n", "a\nb", "%", "%%", "%2F", "%~", "_", "__", "-", "-x", ".x", "~",
@@ -66,7 +66,7 @@ def test_a_component_is_always_safe_and_decodes_to_its_value(value: str, separat
 @given(data=st.data())
 def test_two_items_never_share_a_folder(template: str, data: st.DataObject) -> None:
     """Different values of the template's fields give different folders, whatever the values hold."""
-    fill = compile_folder(template, ITEM_FIELDS)
+    fill = FolderTemplate(template, ITEM_FIELDS)
     used = used_fields(template)
     one = data.draw(st.lists(values, min_size=5, max_size=5))
     two = list(one)
@@ -80,7 +80,7 @@ def test_two_items_never_share_a_folder(template: str, data: st.DataObject) -> N
 @given(data=st.data())
 def test_moving_a_separator_between_values_never_merges_them(template: str, data: st.DataObject) -> None:
     """A text split in two at one place or another around what joins the values gives two folders."""
-    fill = compile_folder(template, ITEM_FIELDS)
+    fill = FolderTemplate(template, ITEM_FIELDS)
     component = data.draw(
         st.sampled_from([c for c in template.split("/")[:-1] if c.count("{") > 1] or ["{collection}"])
     )
@@ -101,7 +101,7 @@ def test_moving_a_separator_between_values_never_merges_them(template: str, data
 @given(st.lists(values, min_size=5, max_size=5))
 def test_a_folder_has_the_template_s_depth_and_only_safe_components(template: str, row: list[str]) -> None:
     """No value adds or removes a level, or makes a component that is not safe."""
-    components = compile_folder(template, ITEM_FIELDS)(row).split("/")
+    components = FolderTemplate(template, ITEM_FIELDS)(row).split("/")
     assert len(components) == template.count("/")
     for component in components:
         assert_safe(component)
@@ -112,7 +112,7 @@ def test_a_folder_has_the_template_s_depth_and_only_safe_components(template: st
 )
 def test_plain_values_stand_as_they_are(row: list[str]) -> None:
     """People find their patients by the names they know."""
-    folder = compile_folder(DEFAULT_PATH, ITEM_FIELDS)(row)
+    folder = FolderTemplate(DEFAULT_PATH, ITEM_FIELDS)(row)
     assert folder == f"{row[0]}/{row[1]}/{row[2]}/{row[3]}_{row[4]}"
 
 
@@ -194,4 +194,4 @@ def test_an_impossible_template_is_told_why(template: str, said: str) -> None:
 def test_no_template_breaks_the_check(template: str) -> None:
     """Whatever text stands in a config, the check answers; and what it passes, works."""
     if not path_template_problems(template):
-        assert compile_folder(template, ITEM_FIELDS)(["a"] * 5)
+        assert FolderTemplate(template, ITEM_FIELDS)(["a"] * 5)

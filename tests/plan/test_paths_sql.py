@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import DEFAULT_PATH, ITEM_FIELDS
 from pipeline.plan.idc import plain_path_sql
-from pipeline.plan.paths import compile_folder
+from pipeline.plan.paths import FolderTemplate
 
 COLUMNS = ["collection_id", "PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID"]
 signs = st.text(st.sampled_from("abZ09._-=+,@ %/\0\n\r\t'\"ä€{}$^\\"), max_size=8)
@@ -27,7 +27,7 @@ def test_the_database_takes_the_same_rows_for_plain_and_makes_the_same_paths(
     template: str, row: tuple[str, ...]
 ) -> None:
     """Whatever the values, condition and path in SQL agree with the template; NULL is never plain."""
-    fill = compile_folder(template, ITEM_FIELDS)
+    fill = FolderTemplate(template, ITEM_FIELDS)
     plain, path = plain_path_sql(fill, COLUMNS)
     with duckdb.connect() as database:
         names = ", ".join(f'"{name}"' for name in COLUMNS)
