@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from pipeline.atomic import storage_errors, write_atomic
-from pipeline.config import Config, parse_config
+from pipeline.config import parse_config
 from pipeline.errors import ConfigError, UsageError
 from pipeline.records import FORMAT, AttemptPlan, Heartbeat, Job, ManifestIndex, Receipt, RunRecord
+from pipeline.settings import Config
 
 FAN_OUT = 1000
 T = TypeVar("T")

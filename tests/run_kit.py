@@ -15,13 +15,14 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import Config, parse_config
+from pipeline.config import parse_config
 from pipeline.errors import InterruptedRunError, ItemError
 from pipeline.model import Entry, IdcLocation, Item, RemoteFile
 from pipeline.plan.planner import Plan, plan_run
 from pipeline.plan.source import Selected
 from pipeline.records import Receipt
 from pipeline.rundir import RunDir
+from pipeline.settings import Config
 from pipeline.sources.base import Body, Received, cut_files
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog

@@ -18,13 +18,13 @@ from pipeline.errors import InterruptedRunError, ItemsFailedError, MedhaulError,
 from pipeline.rundir import RunDir
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
     from pipeline.plan.planner import Plan
     from pipeline.records import AttemptPlan
     from pipeline.report.receipts import Todo
     from pipeline.report.status import Collector, StatusReport
     from pipeline.report.watch import Interrupts
     from pipeline.schedulers.attempt import Attempt
+    from pipeline.settings import Config
 
 F = TypeVar("F", bound=Callable[..., Any])
 

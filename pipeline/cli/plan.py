@@ -11,8 +11,8 @@ import click
 import msgspec
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
     from pipeline.plan.planner import Plan
+    from pipeline.settings import Config
 
 
 @click.command()

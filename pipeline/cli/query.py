@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, get_args
 import click
 import msgspec
 
-from pipeline.config import Content
 from pipeline.errors import ItemError, ItemsFailedError
+from pipeline.settings import Content
 from pipeline.units import render_size
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def item_border(series_uid: str) -> Iterator[None]:
 
 
 def _open(index: str) -> IdcClient:
-    from pipeline.config import SourceIdc
+    from pipeline.settings import SourceIdc
     from pipeline.sources.idc_client import IdcClient
 
     endpoints = {

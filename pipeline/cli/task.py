@@ -17,9 +17,9 @@ import click
 from pipeline.errors import ItemsFailedError, MedhaulError, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
     from pipeline.records import Receipt
     from pipeline.rundir import RunDir
+    from pipeline.settings import Config
     from pipeline.task.shard import Life, Stop
 
 logger = logging.getLogger("medhaul.task")

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.config import Config, Sources
 from pipeline.demo.data import build_demo
 from pipeline.demo.site import STATS_PATH
 from pipeline.errors import SiteUnavailableError, StorageError
+from pipeline.settings import Config, Sources
 
 LIFETIME = 1800
 START_SECONDS = 60.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.config import ITEM_FIELDS, Config
 from pipeline.plan.paths import FolderTemplate
 from pipeline.plan.source import EncodedItem, Selected
+from pipeline.settings import ITEM_FIELDS, Config
 from pipeline.sources.duck import quote_name, quote_text
 from pipeline.sources.idc_index import IdcIndex
 from pipeline.sources.idc_rows import BYTES, FILES

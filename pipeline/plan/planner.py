@@ -22,7 +22,6 @@ import msgspec
 from pipeline import __version__
 from pipeline.archive.liblzma import liblzma_version
 from pipeline.atomic import current_umask, fsync_folder, storage_errors, write_atomic
-from pipeline.config import Archive, Config, Shards
 from pipeline.errors import ConfigError
 from pipeline.manifest import ManifestWriter, encode_entry
 from pipeline.plan.cut import FrameCut, count_shards, cut_frames, cut_shards, cut_volumes
@@ -31,6 +30,7 @@ from pipeline.plan.source import PlanSource
 from pipeline.plan.spool import Group, Spool
 from pipeline.records import FORMAT, ArchiveEntry, ManifestIndex, RunRecord, ShardEntry
 from pipeline.rundir import RunDir, encode_record, freeze_config
+from pipeline.settings import Archive, Config, Shards
 
 # Seconds after which the folder of a plan that never ended is taken to be left behind.
 UNFINISHED_AGE = 24 * 3600.0

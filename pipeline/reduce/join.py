@@ -29,7 +29,6 @@ from pipeline.archive.join import ArchiveWriter, CopiedFrame, read_back
 from pipeline.archive.ratarmount import write_ratarmount_index
 from pipeline.archive.xz import XzFormatError
 from pipeline.atomic import atomic_file, current_umask, fsync_folder, storage_errors
-from pipeline.config import Config
 from pipeline.errors import StorageError, UsageError
 from pipeline.manifest import Manifest
 from pipeline.model import Entry
@@ -37,6 +36,7 @@ from pipeline.records import ArchiveEntry, FailedItem, FrameRecord, Receipt
 from pipeline.reduce.evidence import DamagedPartError, read_shard_index
 from pipeline.reduce.finished import archive_file, index_file, ratarmount_file, read_finished
 from pipeline.rundir import RunDir
+from pipeline.settings import Config
 from pipeline.units import render_size
 
 logger = logging.getLogger("medhaul.reduce")

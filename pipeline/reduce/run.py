@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from pipeline.archive.index import ArchiveLine
 from pipeline.atomic import storage_errors
-from pipeline.config import Config
 from pipeline.errors import ItemsFailedError
 from pipeline.manifest import Manifest, check_whole
 from pipeline.records import ArchiveEntry, Receipt
@@ -25,6 +24,7 @@ from pipeline.reduce.finished import archive_file, read_finished
 from pipeline.reduce.join import ArchiveJoin
 from pipeline.reduce.tables import write_checksums, write_tables
 from pipeline.rundir import RunDir
+from pipeline.settings import Config
 from pipeline.units import render_size
 
 logger = logging.getLogger("medhaul.reduce")

@@ -15,7 +15,6 @@ import msgspec
 
 import pipeline
 from pipeline.atomic import fsync_folder, storage_errors, write_atomic
-from pipeline.config import Limits
 from pipeline.errors import ConfigError, UsageError
 from pipeline.process import ProcessId, identify_process, process_alive
 from pipeline.records import FORMAT, AttemptPlan, Job
@@ -30,6 +29,7 @@ from pipeline.schedulers.base import (
     any_alive,
     any_unknown,
 )
+from pipeline.settings import Limits
 
 SCRIPTS = Path(pipeline.__file__).parent / "slurm_scripts"
 

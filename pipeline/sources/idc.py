@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote_plus, urlencode
 
-from pipeline.config import SourceIdc
 from pipeline.errors import ItemError
 from pipeline.model import Entry, Item, RemoteFile
+from pipeline.settings import SourceIdc
 from pipeline.sources.base import Body, Received, cut_files
 from pipeline.sources.idc_buckets import mirror_bucket
 from pipeline.transport.client import Response, Transport

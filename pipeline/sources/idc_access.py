@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from pipeline.config import SourceIdc
 from pipeline.errors import ItemError, StorageError
 from pipeline.model import Entry, Item, RemoteFile
+from pipeline.settings import SourceIdc
 from pipeline.sources.base import Body
 from pipeline.sources.idc import IdcFetcher
 from pipeline.sources.verified import fetch_verified

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from pipeline.config import Content, SelectIdc, SourceIdc
 from pipeline.model import IdcLocation, Item
+from pipeline.settings import Content, SelectIdc, SourceIdc
 from pipeline.sources.idc_buckets import mirror_bucket
 from pipeline.sources.idc_index import IdcIndex
 from pipeline.sources.idc_rows import BYTES, FILES

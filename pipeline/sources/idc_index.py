@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pipeline.config import SelectIdc, SourceIdc
 from pipeline.errors import ConfigError
+from pipeline.settings import SelectIdc, SourceIdc
 from pipeline.sources.duck import compose, connect, quote_name, quote_text, storing, stream
 from pipeline.sources.idc_rows import TEXT_COLUMNS, Selection
 from pipeline.sources.idc_select import (

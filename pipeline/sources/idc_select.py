@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from pipeline.config import SelectIdc
 from pipeline.errors import ConfigError
+from pipeline.settings import SelectIdc
 from pipeline.sources.where import Where
 
 # Keys whose values people type from memory, and keys whose values they paste; with the index column of each.

@@ -15,7 +15,7 @@ from pipeline.task.pack import Broken, Packed, Packer, Spoiled
 from pipeline.task.part import better_record
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.settings import Config
     from pipeline.task.cache import ScratchCache
     from pipeline.task.detail import DetailLog
     from pipeline.task.intake import FrameSize

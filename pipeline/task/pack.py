@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from pipeline.archive.blocks import EncodedBlock, encode_block
 from pipeline.archive.frames import Member, Placed, RawFileChangedError, cut_frame, place_members, read_blocks
-from pipeline.config import Archive
 from pipeline.model import RawFile
 from pipeline.records import FileRecord, FrameRecord, PieceRecord
+from pipeline.settings import Archive
 from pipeline.task.part import FrameFact, PartWriter
 
 

@@ -14,12 +14,12 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from pipeline import __version__
-from pipeline.config import Config
 from pipeline.errors import InterruptedRunError, SiteUnavailableError
 from pipeline.manifest import Manifest
 from pipeline.model import Entry
 from pipeline.records import FORMAT, Heartbeat, Receipt
 from pipeline.rundir import RunDir
+from pipeline.settings import Config
 from pipeline.sources.base import Fetcher
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.config import Config, parse_config, read_config
+from pipeline.config import parse_config, read_config
+from pipeline.settings import Config
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.rglob("*.toml"))

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config as config_module
-from pipeline.config import ENVIRONMENT, Config, parse_config, read_config
+from pipeline.config import ENVIRONMENT, parse_config, read_config
 from pipeline.errors import ConfigError
 from pipeline.rundir import freeze_config
+from pipeline.settings import Config
 from pipeline.units import ByteSize, Duration
 
 MINIMAL = '[run]\nname = "r"\n[storage]\nroot = "runs"\n[select.idc]\ncontent = "both"\n'

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.config import Archive, Shards
 from pipeline.plan.cut import Piece, count_pieces, count_shards, cut_frames, cut_shards, cut_volumes
 from pipeline.plan.planner import Group, frame_costs, plan_layouts
+from pipeline.settings import Archive, Shards
 from pipeline.sources.base import cut_files
 from pipeline.units import ByteSize
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pipeline.config import DEFAULT_PATH, ITEM_FIELDS, path_template_problems
+from pipeline.config_check import path_template_problems
 from pipeline.plan.paths import FolderTemplate, archive_name, safe_component, shorten_component
+from pipeline.settings import DEFAULT_PATH, ITEM_FIELDS
 
 NASTY = [
     "", ".", "..", "...", "/", "//", "\0", "\n", "a\nb", "%", "%%", "%2F", "%~", "_", "__", "-", "-x", ".x", "~",

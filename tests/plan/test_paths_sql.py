@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.config import DEFAULT_PATH, ITEM_FIELDS
 from pipeline.plan.idc import plain_path_sql
 from pipeline.plan.paths import FolderTemplate
+from pipeline.settings import DEFAULT_PATH, ITEM_FIELDS
 
 COLUMNS = ["collection_id", "PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID"]
 signs = st.text(st.sampled_from("abZ09._-=+,@ %/\0\n\r\t'\"ä€{}$^\\"), max_size=8)

@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline.config import Config, parse_config
+from pipeline.config import parse_config
 from pipeline.demo.data import build_demo
 from pipeline.demo.hostile import build_hostile
 from pipeline.model import IdcLocation, Item
 from pipeline.plan.idc import IdcPlanSource
 from pipeline.plan.source import EncodedItem
+from pipeline.settings import Config
 from pipeline.sources.idc_index import IdcIndex
 
 

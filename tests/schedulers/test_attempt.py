@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Limits
 from pipeline.errors import UsageError
 from pipeline.process import identify_process
 from pipeline.records import Job
@@ -26,6 +25,7 @@ from pipeline.schedulers.attempt import (
 )
 from pipeline.schedulers.base import SchedulerError, State, TaskStatus, job_keys
 from pipeline.schedulers.choose import choose_scheduler, open_scheduler
+from pipeline.settings import Limits
 from tests.schedulers.fake_run import SHA, write_run
 
 

@@ -13,8 +13,9 @@ import duckdb
 import pytest
 
 import pipeline
-from pipeline.config import SelectIdc, SourceIdc, parse_config, resolve_paths
+from pipeline.config import parse_config, resolve_paths
 from pipeline.errors import ConfigError, SiteUnavailableError, StorageError
+from pipeline.settings import SelectIdc, SourceIdc
 from pipeline.sources import http_cache
 from pipeline.sources.http_cache import download_parquet, is_parquet, planner_session, show_url
 from pipeline.sources.idc_index import IdcIndex

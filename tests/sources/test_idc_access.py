@@ -8,12 +8,12 @@ import msgspec
 import pytest
 
 from pipeline.cli.main import run_cli
-from pipeline.config import SourceIdc
 from pipeline.demo.data import DemoData, DemoSeries, build_demo
 from pipeline.demo.faults import Fault
 from pipeline.demo.site import DemoSite
 from pipeline.errors import ItemError, StorageError
 from pipeline.model import IdcLocation, Item
+from pipeline.settings import SourceIdc
 from pipeline.sources.idc_access import IdcAccess
 from pipeline.sources.idc_client import IdcClient
 

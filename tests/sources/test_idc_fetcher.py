@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from idc_pages import ETAG, files_of, page
 from run_kit import make_item
 
-from pipeline.config import SourceIdc
 from pipeline.errors import InterruptedRunError, ItemError
 from pipeline.model import Entry, IdcLocation, Item, RemoteFile
+from pipeline.settings import SourceIdc
 from pipeline.sources import idc
 from pipeline.sources.base import Body
 from pipeline.sources.idc import IdcFetcher, Place

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import SelectIdc, SourceIdc
 from pipeline.errors import ConfigError
+from pipeline.settings import SelectIdc, SourceIdc
 from pipeline.sources.idc_index import IdcIndex, plain_text
 from pipeline.sources.idc_order import in_rank_order
 from pipeline.sources.idc_select import choose_names
@@ -473,7 +473,7 @@ def test_packaged_index_in_bounded_memory() -> None:
     """Ordering all series of the real index stays within 350 MB of memory."""
     script = textwrap.dedent(
         """
-        from pipeline.config import SelectIdc, SourceIdc
+        from pipeline.settings import SelectIdc, SourceIdc
         from pipeline.sources.idc_index import IdcIndex
         with IdcIndex.open(SourceIdc()) as index:
             selection = index.select(SelectIdc(content="both"))

@@ -17,11 +17,11 @@ import pytest
 
 from pipeline.archive.blocks import decode_block
 from pipeline.archive.xz import BlockSize
-from pipeline.config import Archive
 from pipeline.errors import StorageError
 from pipeline.model import RawFile
 from pipeline.records import FrameRecord, PieceRecord
 from pipeline.rundir import RunDir
+from pipeline.settings import Archive
 from pipeline.task import pack
 from pipeline.task.pack import Broken, FrameJob, Packed, Packer, PieceJob, Spoiled
 from pipeline.task.part import PartWriter, adopt_frames, read_frames

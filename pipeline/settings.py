@@ -1,0 +1,152 @@
+"""What a config file holds, as frozen records: each table with its keys and their defaults."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import msgspec
+
+from pipeline.units import ByteSize, Duration
+
+Content = Literal["original", "derived", "both"]
+ITEM_FIELDS = ("collection", "PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID")
+DEFAULT_PATH = "{collection}/{PatientID}/{StudyInstanceUID}/{Modality}_{SeriesInstanceUID}/{SOPInstanceUID}.dcm"
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A table of the config file: unknown keys are refused."""
+
+
+class Run(Table, frozen=True):
+    """`[run]`."""
+
+    name: str
+
+
+class Storage(Table, frozen=True):
+    """`[storage]`: shared storage. Relative paths are relative to the config file."""
+
+    root: str
+    logs: str = ""
+
+
+class SelectIdc(Table, frozen=True):
+    """`[select.idc]`: every key given must hold (AND); values within a key are alternatives (OR)."""
+
+    content: Content
+    collections: tuple[str, ...] = ()
+    patients: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
+    crdc_series: tuple[str, ...] = ()
+    analysis_results: tuple[str, ...] = ()
+    licences: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    where: str = ""
+
+
+class Select(Table, frozen=True):
+    """`[select]`: one source's selection."""
+
+    idc: SelectIdc
+
+
+class SourceIdc(Table, frozen=True):
+    """`[sources.idc]`: endpoints of the NCI Imaging Data Commons and the index to plan from.
+
+    `index` is a Parquet file, the http(s) URL of one, or `packaged` (from the installed idc-index-data); `release` pins
+    the data release: `25` or `25.0.5`, empty for whatever is installed. `s3_endpoint` may be `demo`: the embedded site
+    and its index. `mirror_endpoint` empty: no fail-over.
+    """
+
+    index: str = "packaged"
+    release: str = ""
+    s3_endpoint: str = "https://s3.amazonaws.com"
+    mirror_endpoint: str = "https://storage.googleapis.com"
+
+
+class Sources(Table, frozen=True):
+    """`[sources]`."""
+
+    idc: SourceIdc = SourceIdc()
+
+
+class Archive(Table, frozen=True):
+    """`[archive]`: all that, beside the items' content, decides an archive's bytes."""
+
+    name: str = "{group}"
+    group_by: Literal["collection", "licence", "run"] = "collection"
+    path: str = DEFAULT_PATH
+    max_bytes: ByteSize = ByteSize(0)
+    group_bytes: ByteSize = ByteSize(64 << 20)
+    cut_bytes: ByteSize = ByteSize(2 << 30)
+    cut_files: int = 10_000
+    block_bytes: ByteSize = ByteSize(4 << 20)
+    portable: bool = False
+
+
+class Shards(Table, frozen=True):
+    """`[shards]`: how much one array task does. Never changes the archives' bytes.
+
+    `count` 0: as many as `target_bytes` asks for. A file costs as much as `file_cost` bytes.
+    """
+
+    count: int = 0
+    target_bytes: ByteSize = ByteSize(20 * 1000**3)
+    file_cost: ByteSize = ByteSize(300_000)
+
+
+class Limits(Table, frozen=True):
+    """`[limits]`: politeness. `connections` to the site for the whole run, divided over `tasks` at a time."""
+
+    connections: int = 64
+    tasks: int = 4
+
+
+class Task(Table, frozen=True):
+    """`[task]`: one array task. `cores` 0: all that the scheduler grants.
+
+    `retry_base`: the first wait before a request is repeated is at most this long, and each further one twice as long;
+    where the site asks to slow down, four times that. `second_round_wait`: the longest wait at the end of a shard,
+    before items are tried again whose failures may pass.
+    """
+
+    cores: int = 0
+    memory: ByteSize = ByteSize(1 << 30)
+    scratch: str = ""
+    scratch_bytes: ByteSize = ByteSize(20 * 1000**3)
+    allow_shared_scratch: bool = False
+    verify_blocks: bool = True
+    attempts: int = 6
+    item_deadline: Duration = Duration(4 * 3600)
+    stall: Duration = Duration(60)
+    min_rate: ByteSize = ByteSize(1000)
+    start_jitter: Duration = Duration(5)
+    retry_base: Duration = Duration(0.5)
+    second_round_wait: Duration = Duration(20)
+
+
+class Local(Table, frozen=True):
+    """`[local]`: the scheduler for machines without Slurm."""
+
+    jobs: int = 2
+    time_limit: Duration = Duration(0)
+    signal_lead: Duration = Duration(180)
+    kill_wait: Duration = Duration(30)
+
+
+class Config(Table, frozen=True):
+    """A whole config file."""
+
+    run: Run
+    storage: Storage
+    select: Select
+    sources: Sources = Sources()
+    archive: Archive = Archive()
+    shards: Shards = Shards()
+    limits: Limits = Limits()
+    task: Task = Task()
+    local: Local = Local()
+
+
+CONTENTS: tuple[str, ...] = get_args(Content)
