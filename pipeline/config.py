@@ -18,6 +18,7 @@ from pipeline.settings import Config, Sources, Storage, Table
 from pipeline.units import ByteSize, Duration, parse_duration, parse_size
 
 HINT = "configs/reference.toml shows every option"
+PROFILE_TABLES = ("slurm", "task", "limits", "local")
 
 # Endpoints are settings that the environment may override, so that mirrors, proxies and test servers need no edits.
 ENVIRONMENT = {
@@ -35,8 +36,24 @@ def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     ConfigError
         Naming the file, the key path and what is allowed.
     """
+    data = _read_toml(path)
+    additions = []
+    profile = data.get("profile")
+    if isinstance(profile, str) and profile:
+        where = path.resolve().parent / Path(profile).expanduser()
+        data = _merge(_read_profile(where), data) | {"profile": str(where)}
+        additions.append(str(where))
+    for variable, keys in ENVIRONMENT.items():
+        if environ.get(variable):
+            _set_key(data, keys, environ[variable])
+            additions.append(variable)
+    file = f"{path} with {', '.join(additions)}" if additions else str(path)
+    return resolve_paths(parse_config(data, file), path.resolve().parent, file)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file", hint="see configs/ for examples") from None
     except OSError as error:
@@ -45,11 +62,25 @@ def read_config(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         raise ConfigError(f"{path}: not UTF-8 text: {error}", hint="save it as UTF-8") from None
     except (ValueError, RecursionError) as error:  # tomllib's own error is a ValueError, as is a number of 5,000 digits
         raise ConfigError(f"{path}: not TOML: {error}", hint="see https://toml.io for the syntax") from None
-    overrides = [variable for variable in ENVIRONMENT if environ.get(variable)]
-    for variable in overrides:
-        _set_key(data, ENVIRONMENT[variable], environ[variable])
-    file = f"{path} with {', '.join(overrides)}" if overrides else str(path)
-    return resolve_paths(parse_config(data, file), path.resolve().parent, file)
+
+
+def _read_profile(path: Path) -> dict[str, Any]:
+    """Read a profile, which may hold only what is a machine's and not a run's."""
+    data = _read_toml(path)
+    for table, value in data.items():
+        if table not in PROFILE_TABLES or not isinstance(value, dict):
+            allowed = ", ".join(f"[{name}]" for name in PROFILE_TABLES)
+            raise ConfigError(f"{path}: {table}: not allowed in a profile; allowed: {allowed}", hint=HINT)
+    return data
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lay one tree of tables over another; pure."""
+    merged = under | over
+    for key in under.keys() & over.keys():
+        if isinstance(under[key], dict) and isinstance(over[key], dict):
+            merged[key] = _merge(under[key], over[key])
+    return merged
 
 
 def parse_config(data: dict[str, Any], file: str) -> Config:

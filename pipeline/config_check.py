@@ -6,6 +6,7 @@ import re
 
 import msgspec
 
+from pipeline.config_slurm import find_slurm_problems
 from pipeline.settings import ITEM_FIELDS, Config
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -57,7 +58,7 @@ def find_impossible(config: Config) -> list[tuple[str, str]]:
     need(task.stall >= 1, "task.stall", "must be at least 1 s")
     need(task.item_deadline >= task.stall, "task.item_deadline", "must be at least task.stall")
     need(1 <= config.local.jobs <= 1000, "local.jobs", "must be 1 to 1000")
-    return found
+    return found + find_slurm_problems(config.slurm)
 
 
 def _is_endpoint(url: str) -> bool:

@@ -135,8 +135,56 @@ class Local(Table, frozen=True):
     kill_wait: Duration = Duration(30)
 
 
+class SlurmReduce(Table, frozen=True):
+    """`[slurm.reduce]`: what the reduce job asks Slurm for where it differs from the array; keys as there."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    reservation: str = ""
+    constraint: str = ""
+    nodelist: str = ""
+    exclude: str = ""
+    gres: str = ""
+    time: Duration = Duration(0)
+    memory: ByteSize = ByteSize(0)
+    cpus: int = 0
+    extra: tuple[str, ...] = ()
+
+
+class Slurm(Table, frozen=True):
+    """`[slurm]`: what the jobs ask Slurm for; names as of sbatch's options. Empty or 0: the site's default.
+
+    `memory` 0: a quarter more than `task.memory`. `cpus` 0: `task.cores`, or 2. `requeue`: how often a task that ran
+    into its time limit puts itself back into the queue. `max_array`: tasks in one array, 0: as many as the cluster
+    takes. `environment`: names of variables that the jobs get beside those every job needs; nothing else is passed on.
+    `poll`: seconds between two questions to Slurm while waiting.
+    """
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    reservation: str = ""
+    constraint: str = ""
+    nodelist: str = ""
+    exclude: str = ""
+    gres: str = ""
+    time: Duration = Duration(0)
+    memory: ByteSize = ByteSize(0)
+    cpus: int = 0
+    mail_user: str = ""
+    mail_type: str = ""
+    extra: tuple[str, ...] = ()
+    signal_lead: Duration = Duration(180)
+    requeue: int = 3
+    max_array: int = 0
+    environment: tuple[str, ...] = ()
+    poll: Duration = Duration(60)
+    reduce: SlurmReduce = SlurmReduce()
+
+
 class Config(Table, frozen=True):
-    """A whole config file."""
+    """A whole config file. `profile` names a file with what all runs on one machine share; keys here win over it."""
 
     run: Run
     storage: Storage
@@ -147,6 +195,8 @@ class Config(Table, frozen=True):
     limits: Limits = Limits()
     task: Task = Task()
     local: Local = Local()
+    slurm: Slurm = Slurm()
+    profile: str = ""
 
 
 CONTENTS: tuple[str, ...] = get_args(Content)

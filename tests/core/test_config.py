@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import config as config_module
+from pipeline import settings as settings_module
 from pipeline.config import ENVIRONMENT, parse_config, read_config
 from pipeline.errors import ConfigError
 from pipeline.rundir import freeze_config
@@ -232,7 +232,7 @@ def test_the_minimal_config_has_the_defaults(tmp_path: Path) -> None:
     assert config.storage.root == str(tmp_path / "runs")
     assert config.storage.logs == str(tmp_path / "runs" / "logs")
     assert config.sources.idc.index == "packaged"
-    assert config.archive == config_module.Archive()
+    assert config.archive == settings_module.Archive()
     assert config.task.scratch == ""
 
 
