@@ -49,6 +49,14 @@ class InterruptedRunError(MedhaulError):
     exit_code = 75
 
 
+class TimeLimitError(InterruptedRunError):
+    """Stopped ahead of the time limit. `progress`: whether this life finished anything."""
+
+    def __init__(self, message: str, *, hint: str = "", progress: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.progress = progress
+
+
 class CredentialsError(MedhaulError):
     """Credentials are missing, refused, or kept in a file that others can read."""
 

@@ -73,17 +73,36 @@ class ManifestIndex(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One array (or the reduce job) as the scheduler took it. Array task `i` does `plan.shards[offset + i]`."""
+    """One array (or the reduce job) as the scheduler took it, at the Unix time `submitted`.
+
+    Array task `i` does `plan.shards[offset + i]`.
+    """
 
     kind: Literal["array", "reduce"]
     name: str
     id: str
     offset: int = 0
     length: int = 0
+    submitted: float = 0.0
+
+
+class ArrayPlan(msgspec.Struct, frozen=True):
+    """One array of an attempt: its tasks are 0 to `length - 1`, at most `throttle` of them at a time.
+
+    `after`: number of the array that must have ended before, -1 for none.
+    """
+
+    offset: int
+    length: int
+    throttle: int
+    after: int = -1
 
 
 class AttemptPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """`attempts/NNN/plan.json`: the dense task index -> shard. Immutable."""
+    """`attempts/NNN/plan.json`: the dense task index -> shard, and the arrays they are submitted in. Immutable.
+
+    `tag` makes the names of its jobs unique among all jobs of a cluster; `cluster` is that cluster's name, where known.
+    """
 
     format: int
     run: str
@@ -92,6 +111,19 @@ class AttemptPlan(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: str
     created: str
     shards: list[int]
+    tasks: int
+    connections: int
+    tag: str
+    cluster: str
+    arrays: list[ArrayPlan]
+
+
+class Throttle(msgspec.Struct, frozen=True):
+    """`attempts/NNN/throttle.json`: how many tasks may run at a time, as changed while the attempt was at work.
+
+    `connections` are those of each task that starts from now on.
+    """
+
     tasks: int
     connections: int
 

@@ -12,7 +12,7 @@ import msgspec
 from pipeline.atomic import storage_errors, write_atomic
 from pipeline.config import parse_config
 from pipeline.errors import ConfigError, UsageError
-from pipeline.records import FORMAT, AttemptPlan, Heartbeat, Job, ManifestIndex, Receipt, RunRecord
+from pipeline.records import FORMAT, AttemptPlan, Heartbeat, Job, ManifestIndex, Receipt, RunRecord, Throttle
 from pipeline.settings import Config
 
 FAN_OUT = 1000
@@ -169,6 +169,14 @@ class RunDir:
     def read_jobs(self, attempt: int) -> list[Job]:
         path = self.attempt_folder(attempt) / "jobs.json"
         return read_record(path, list[Job]) if path.is_file() else []
+
+    def write_throttle(self, attempt: int, throttle: Throttle) -> None:
+        write_atomic(self.attempt_folder(attempt) / "throttle.json", encode_record(throttle))
+
+    def read_throttle(self, attempt: int) -> Throttle | None:
+        """How many tasks may run at a time, where that was changed while they were at work."""
+        path = self.attempt_folder(attempt) / "throttle.json"
+        return read_record(path, Throttle) if path.is_file() else None
 
     # -- receipts, heartbeats --------------------------------------------------------------------------------------
 

@@ -158,7 +158,8 @@ class Slurm(Table, frozen=True):
     `memory` 0: a quarter more than `task.memory`. `cpus` 0: `task.cores`, or 2. `requeue`: how often a task that ran
     into its time limit puts itself back into the queue. `max_array`: tasks in one array, 0: as many as the cluster
     takes. `environment`: names of variables that the jobs get beside those every job needs; nothing else is passed on.
-    `poll`: seconds between two questions to Slurm while waiting.
+    `poll`: seconds between two questions to Slurm while waiting. `settle`: how long reduce waits for receipts that
+    shared storage may not show on its node yet.
     """
 
     partition: str = ""
@@ -180,6 +181,7 @@ class Slurm(Table, frozen=True):
     max_array: int = 0
     environment: tuple[str, ...] = ()
     poll: Duration = Duration(60)
+    settle: Duration = Duration(60)
     reduce: SlurmReduce = SlurmReduce()
 
 

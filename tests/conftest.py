@@ -14,7 +14,8 @@ settings.load_profile("medhaul")
 
 @pytest.fixture(autouse=True)
 def _no_ambient_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Endpoints and proxies of the environment must not decide a test."""
+    """Endpoints and proxies of the environment must not decide a test, nor whether this machine has a Slurm."""
+    monkeypatch.setenv("MEDHAUL_SCHEDULER", "local")
     for name in ("S3_ENDPOINT", "MIRROR_ENDPOINT", "INDEX"):
         monkeypatch.delenv(f"MEDHAUL_IDC_{name}", raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):

@@ -38,10 +38,10 @@ def cancel(run: Path, *, quiet: bool, verbose: bool) -> None:
     scheduler = collector.scheduler(attempt.plan.scheduler)
     scheduler.cancel(attempt.jobs)
     patience = collector.run.read_config().local.kill_wait + GRACE_SECONDS
-    if not _ends_within(collector, patience):
+    if not _ends_within(collector, patience, scheduler.poll):
         echo.note(f"not stopped after {patience:.0f} s: killing what is left")
         scheduler.cancel(attempt.jobs, force=True)
-        if not _ends_within(collector, GRACE_SECONDS):
+        if not _ends_within(collector, GRACE_SECONDS, scheduler.poll):
             raise InterruptedRunError(
                 f"{collector.run.path}: told to stop, but still at work",
                 hint=f"look again: {render_command('medhaul', 'status', str(collector.run.path))}",
@@ -49,13 +49,17 @@ def cancel(run: Path, *, quiet: bool, verbose: bool) -> None:
     echo.say(f"{collector.run.path}: cancelled; go on with: {resume}")
 
 
-def _ends_within(collector: Collector, seconds: float) -> bool:
+def _ends_within(collector: Collector, seconds: float, poll: float) -> bool:
+    """Whether the attempt ends in time; asked ever more seldom where a question is a burden to others."""
     from pipeline.schedulers.attempt import Liveness
 
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    wait = 0.1 if poll < 1 else 2.0
+    while True:
         attempt = collector.attempt()
-        if attempt is None or attempt.liveness is Liveness.ENDED:
-            return True
-        time.sleep(0.1)
-    return False
+        if attempt is None or attempt.liveness is not Liveness.ALIVE:
+            return attempt is None or attempt.liveness is Liveness.ENDED
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(wait)
+        wait = wait if poll < 1 else 1.5 * wait

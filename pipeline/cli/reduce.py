@@ -6,9 +6,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from pipeline.rundir import RunDir
 
 
 @click.command()
@@ -23,6 +28,7 @@ def reduce(run: Path, allow_partial: bool) -> None:
     from pipeline.process import signal_handlers
     from pipeline.reduce.finished import archive_file
     from pipeline.reduce.run import reduce_run
+    from pipeline.reduce.settle import wait_for_receipts
     from pipeline.rundir import RunDir
     from pipeline.units import render_size
 
@@ -35,7 +41,9 @@ def reduce(run: Path, allow_partial: bool) -> None:
             click.echo(f"{name}: joined {render_size(done)} of {render_size(total)}", err=True)
 
     run_dir = RunDir.open(run)
+    settle = run_dir.read_config().slurm.settle if is_slurm_job(run_dir, os.environ) else 0.0
     with signal_handlers({signal.SIGTERM: _stop, signal.SIGINT: _stop, signal.SIGUSR1: _go_on}):
+        wait_for_receipts(run_dir, settle)
         outcomes = reduce_run(run_dir, allow_partial=allow_partial, on_progress=progress)
     for outcome in outcomes:
         if outcome.line is not None:
@@ -44,6 +52,14 @@ def reduce(run: Path, allow_partial: bool) -> None:
                 f"{archive_file(run_dir, outcome.archive.name)}  {line.items - line.failed} items  {line.files} files  "
                 f"{render_size(line.size)}  SHA-256 {line.sha256}"
             )
+
+
+def is_slurm_job(run_dir: RunDir, environ: Mapping[str, str]) -> bool:
+    """Whether this is the reduce job of an attempt that went to Slurm, on whatever node that put it."""
+    number = environ.get("MEDHAUL_ATTEMPT", "")
+    if not (number.isdecimal() and environ.get("SLURM_JOB_ID")):
+        return False
+    return int(number) in run_dir.attempts() and run_dir.read_plan(int(number)).scheduler == "slurm"
 
 
 def _go_on(number: int, _: object) -> None:

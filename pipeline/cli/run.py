@@ -6,26 +6,19 @@ from pathlib import Path
 
 import click
 
-from pipeline.cli.common import assume_dead_option, make_echo, scheduler_option, verbosity_options
-from pipeline.cli.submit import submit_target
+from pipeline.cli.common import make_echo, verbosity_options
+from pipeline.cli.submitting import Wishes, submit_options, submit_target
 
 
 @click.command()
 @click.argument("config", metavar="CONFIG", type=click.Path(path_type=Path))
-@scheduler_option
-@assume_dead_option
+@submit_options
 @verbosity_options
-def run(config: Path, scheduler: str, *, assume_dead: bool, quiet: bool, verbose: bool) -> None:
+def run(config: Path, scheduler: str, *, extra: tuple[str, ...], assume_dead: bool, quiet: bool, verbose: bool) -> None:
     """Plan the run of a config file, submit it, and wait with progress until its archives are built.
 
     Ctrl-C stops the tasks and keeps what is finished. The exit code is the reduce job's: 0 all items done, 3 some
     failed, 75 interrupted.
     """
-    submit_target(
-        config,
-        make_echo(quiet=quiet, verbose=verbose),
-        scheduler=scheduler,
-        dry_run=False,
-        wait=True,
-        assume_dead=assume_dead,
-    )
+    wishes = Wishes(scheduler=scheduler, wait=True, assume_dead=assume_dead, extra=extra)
+    submit_target(config, make_echo(quiet=quiet, verbose=verbose), wishes)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.errors import ItemsFailedError, MedhaulError, UsageError
+from pipeline.errors import ItemsFailedError, MedhaulError, TimeLimitError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.records import Receipt
@@ -45,20 +45,37 @@ def task(run: Path, shard: int | None, attempt: int | None, index: int | None) -
     from pipeline.rundir import RunDir
 
     run_dir = RunDir.open(run)
-    connections = 0
+    connections, queue_again = 0, False
     if attempt is not None and index is not None and shard is None:
         plan = run_dir.read_plan(attempt)
         if index >= len(plan.shards):
             raise UsageError(f"attempt {attempt} has {len(plan.shards)} tasks, there is no index {index}")
-        shard, connections = plan.shards[index], plan.connections
+        changed = run_dir.read_throttle(attempt)
+        shard, connections = plan.shards[index], changed.connections if changed else plan.connections
+        queue_again = plan.scheduler == "slurm"
     elif shard is None or attempt is not None or index is not None:
         raise UsageError("give either --shard, or --attempt and --index", hint="medhaul task RUN --shard K")
-    receipt = do_shard(run_dir, shard, attempt or 0, connections)
+    try:
+        receipt = do_shard(run_dir, shard, attempt or 0, connections)
+    except TimeLimitError as error:
+        if queue_again:
+            requeue(run_dir, error)
+        raise
     if receipt.failed:
         raise ItemsFailedError(
             f"shard {shard}: {len(receipt.failed)} of {receipt.entries} items failed",
             hint=f"medhaul failed {run_dir.path}",
         )
+
+
+def requeue(run_dir: RunDir, error: TimeLimitError) -> None:
+    """Put this task back into Slurm's queue when that gets it on: its next life goes on after the finished frames."""
+    from pipeline.schedulers.slurm import requeue_self
+
+    if not error.progress:
+        logger.warning("not queued again: no frame was finished before the time limit; give it more time (slurm.time)")
+        return
+    logger.info("%s", requeue_self(os.environ, run_dir.read_config().slurm.requeue))
 
 
 def do_shard(run_dir: RunDir, shard: int, attempt: int, connections: int) -> Receipt:
@@ -108,17 +125,28 @@ def _do(
     from pipeline.task.cache import ScratchCache, remove_cache, sweep_scratch
     from pipeline.task.detail import DetailLog
     from pipeline.task.intake import scratch_path
-    from pipeline.task.resources import choose_workers, find_scratch, granted_cores, scratch_candidates
+    from pipeline.task.resources import (
+        choose_workers,
+        find_scratch,
+        fit_memory,
+        granted_cores,
+        granted_memory,
+        scratch_candidates,
+    )
     from pipeline.task.shard import ShardTask
     from pipeline.transport.client import Transport
     from pipeline.transport.pool import ConnectionPool
     from pipeline.transport.retry import Policy
+    from pipeline.units import render_size
 
     assert isinstance(log, DetailLog)
     settings = config.task
     share = connections or max(1, config.limits.connections // config.limits.tasks)
     cores = settings.cores or granted_cores(os.environ)
-    workers = choose_workers(settings.memory, cores, share, config.archive.block_bytes, config.archive.cut_files)
+    memory = fit_memory(settings.memory, granted_memory(os.environ))
+    if memory < settings.memory:
+        logger.warning("task.memory is %s, but only %s may be used here", *map(render_size, (settings.memory, memory)))
+    workers = choose_workers(memory, cores, share, config.archive.block_bytes, config.archive.cut_files)
     logger.info("%d compressors, %d blocks in flight, %d connections, %d files under way", *workers)
     work = ShardTask(
         run_dir, config, shard, life=life, stop=stop, log=log, workers=workers,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 import signal
+from typing import NamedTuple
 
-from pipeline.errors import MedhaulError
+from pipeline.errors import InterruptedRunError, MedhaulError, StorageError
 from pipeline.records import Heartbeat, Receipt
 from pipeline.schedulers.base import SchedulerError, State, TaskStatus
 
@@ -20,6 +21,55 @@ class ShardState(enum.StrEnum):
     DEAD = "dead"
     UNKNOWN = "unknown"
     NEW = "not submitted"
+
+
+class Cause(enum.StrEnum):
+    """Why a shard has no good receipt, in one word: what `resume --states` chooses by."""
+
+    PARTIAL = "partial"
+    NEW = "new"
+    TIMEOUT = "timeout"
+    MEMORY = "memory"
+    NODE = "node"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    STORAGE = "storage"
+    FAILED = "failed"
+    KILLED = "killed"
+    LOST = "lost"
+    DAMAGED = "damaged"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+REMEDIES = {
+    Cause.PARTIAL: "`failed` lists the items; `resume` tries them again",
+    Cause.TIMEOUT: "`resume` goes on after the last finished frame; with more time (slurm.time) it need not stop so "
+    "often, and smaller shards (another run) need less",
+    Cause.MEMORY: "raise slurm.memory, or lower task.memory, and submit the config again; or "
+    "`resume --sbatch=--mem=...`",
+    Cause.NODE: "`resume`; to keep off a bad node: slurm.exclude",
+    Cause.PREEMPTED: "`resume`; a partition or QOS that is not preempted gets it done sooner",
+    Cause.CANCELLED: "`resume` when it should go on",
+    Cause.INTERRUPTED: "`resume` goes on after the last finished frame",
+    Cause.STORAGE: "make room on scratch or shared storage (task.scratch_bytes bounds a task's), then `resume`",
+    Cause.FAILED: "`failed --logs` shows the end of its log; then `resume`",
+    Cause.KILLED: "`failed --logs` shows the end of its log; SIGKILL is often want of memory; then `resume`",
+    Cause.LOST: "shared storage may show the receipt late: look again in a minute, then `resume`",
+    Cause.DAMAGED: "`resume` does it again",
+    Cause.GONE: "`failed --logs` may tell; then `resume`",
+    Cause.UNKNOWN: "look again when Slurm answers; `resume --assume-dead` when you know that nothing is at work",
+    Cause.NEW: "",
+}
+
+
+class Verdict(NamedTuple):
+    """Where a shard stands and, when there is no good receipt, why."""
+
+    state: ShardState
+    reason: str = ""
+    cause: Cause | None = None
 
 
 def exit_meanings() -> dict[int, str]:
@@ -52,7 +102,10 @@ def explain_task(status: TaskStatus) -> str:
         State.RUNNING: "running",
         State.TIMEOUT: "stopped at the time limit",
         State.CANCELLED: "cancelled",
+        State.OUT_OF_MEMORY: "killed for want of memory",
+        State.PREEMPTED: "preempted by another job",
         State.LOST: "lost",
+        State.GONE: "has ended, nobody knows how",
         State.UNKNOWN: "unknown",
     }
     return f"{words[status.state]}{note}"
@@ -63,7 +116,7 @@ def classify_shard(
     problem: str,
     status: TaskStatus | None,
     heartbeat: Heartbeat | None,
-) -> tuple[ShardState, str]:
+) -> Verdict:
     """Say where a shard stands and, when there is no good receipt, why.
 
     Parameters
@@ -76,23 +129,57 @@ def classify_shard(
         The last words of that task.
     """
     if receipt is not None and receipt.state == "complete":
-        return ShardState.DONE, ""
+        return Verdict(ShardState.DONE)
     if status is not None and status.state is State.RUNNING:
-        return ShardState.RUNNING, status.note
+        return Verdict(ShardState.RUNNING, _join(status.note, _lives(status)))
     if status is not None and status.state is State.PENDING:
-        return ShardState.WAITING, status.note
+        before = _last_life(heartbeat) if status.restarts else ""
+        return Verdict(ShardState.WAITING, _join(status.note, before))
     if receipt is not None:
-        return ShardState.PARTIAL, f"{len(receipt.failed)} failed"
+        return Verdict(ShardState.PARTIAL, f"{len(receipt.failed)} failed", Cause.PARTIAL)
     if status is None:
-        return (ShardState.DEAD, problem) if problem else (ShardState.NEW, "")
-    reason = explain_task(status)
-    if not problem and (status.state is State.COMPLETED or (status.state is State.FAILED and status.exit_code == 3)):
+        return Verdict(ShardState.DEAD, problem, Cause.DAMAGED) if problem else Verdict(ShardState.NEW, "", Cause.NEW)
+    reason, cause = explain_task(status), choose_cause(status)
+    if not problem and (cause is Cause.LOST or (status.state is State.FAILED and status.exit_code == 3)):
         reason += ", but left no receipt"
     if heartbeat is not None and heartbeat.note:
         reason += f"; last words: {heartbeat.note}"
     if problem:
-        reason += f"; {problem}"
-    return (ShardState.UNKNOWN if status.state is State.UNKNOWN else ShardState.DEAD), reason
+        reason, cause = f"{reason}; {problem}", cause if cause is Cause.UNKNOWN else Cause.DAMAGED
+    return Verdict(ShardState.UNKNOWN if cause is Cause.UNKNOWN else ShardState.DEAD, reason, cause)
+
+
+def choose_cause(status: TaskStatus) -> Cause:
+    """Put how a task ended into one word."""
+    causes = {
+        State.COMPLETED: Cause.LOST, State.TIMEOUT: Cause.TIMEOUT, State.OUT_OF_MEMORY: Cause.MEMORY,
+        State.PREEMPTED: Cause.PREEMPTED, State.CANCELLED: Cause.CANCELLED, State.LOST: Cause.NODE,
+        State.GONE: Cause.GONE, State.UNKNOWN: Cause.UNKNOWN,
+    }  # fmt: skip
+    if status.state in causes:
+        return causes[status.state]
+    if status.signal is not None:
+        return Cause.KILLED
+    if status.exit_code == InterruptedRunError.exit_code:
+        return Cause.INTERRUPTED
+    return Cause.STORAGE if status.exit_code == StorageError.exit_code else Cause.FAILED
+
+
+def _last_life(heartbeat: Heartbeat | None) -> str:
+    """What is known of the life before a requeue, from its own last words."""
+    if heartbeat is None:
+        return ""
+    if heartbeat.phase in {"stopped", "failed"}:
+        return f"its last life on {heartbeat.node}: {heartbeat.note or heartbeat.phase}"
+    return f"its last life on {heartbeat.node} ended without a word, as at a node failure or kill"
+
+
+def _lives(status: TaskStatus) -> str:
+    return f"life {status.restarts + 1}" if status.restarts else ""
+
+
+def _join(*texts: str) -> str:
+    return "; ".join(filter(None, texts))
 
 
 def _signal_name(number: int) -> str:

@@ -30,10 +30,25 @@ def render_status(report: StatusReport, *, everything: bool = False) -> list[str
     lines += [f"  {render_running(view)}" for view in shown]
     if len(report.running) > len(shown):
         lines.append(f"  and {len(report.running) - len(shown)} more at work")
+    lines += [f"  {line}" for line in render_waiting(report)]
     if everything:
         lines += [f"  shard {view.shard:06d}: {view.state}{_because(view)}" for view in report.open]
     else:
         lines += [f"  {line}" for line in render_open(report.open)]
+    for cause, remedy in {view.cause: view.remedy for view in report.open if view.remedy}.items():
+        lines.append(f"  -> {cause}: {remedy}")
+    return lines
+
+
+def render_waiting(report: StatusReport) -> list[str]:
+    """One line for each reason why shards wait."""
+    lines = []
+    for view in report.waiting:
+        stuck = "stuck" if view.stuck else "waiting"
+        if not (view.reason or view.stuck):
+            continue
+        numbers = render_numbers(view.shards)
+        lines.append(f"{view.count} {stuck}: {view.reason} (shard{'s' if view.count > 1 else ''} {numbers})")
     return lines
 
 
@@ -78,6 +93,8 @@ def render_running(view: RunningShard) -> str:
         text += f", {render_size(view.rate)}/s"
     if view.eta is not None:
         text += f", {render_duration(view.eta)} left"
+    if view.note:
+        text += f"; {view.note}"
     if view.quiet > 60:
         text += f"; silent for {render_duration(view.quiet)}"
     return text
@@ -106,7 +123,9 @@ def render_reduce(report: StatusReport) -> str:
     if report.reduce is None:
         return "not submitted"
     if report.reduce.state == "PENDING":
-        return "waiting for the tasks"
+        return (
+            f"stuck: {report.reduce.reason}; `cancel` and `resume`" if report.reduce.stuck else "waiting for the tasks"
+        )
     return report.reduce.reason
 
 

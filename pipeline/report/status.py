@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from pipeline.records import FORMAT, Heartbeat, ManifestIndex, Receipt, RunRecord
-from pipeline.report.explain import ShardState, classify_shard, explain_task
+from pipeline.report.explain import REMEDIES, ShardState, classify_shard, explain_task
 from pipeline.report.receipts import FoundArchive, ReceiptBook, find_archives, find_problems, read_part_sizes
 from pipeline.rundir import RunDir
 from pipeline.schedulers.attempt import Attempt, Liveness, read_attempt
@@ -18,6 +18,7 @@ from pipeline.schedulers.base import Scheduler, State, TaskStatus
 from pipeline.schedulers.choose import open_scheduler
 
 SIZES_SECONDS = 60.0  # how long sizes of parts are taken to hold, when all that receipts name is there
+NAMED_SHARDS = 20  # of those that wait for the same reason
 STALE_SECONDS = 120.0  # a heartbeat older than this says nothing about speed
 
 
@@ -38,23 +39,43 @@ class RunningShard(msgspec.Struct, frozen=True):
     rate: float
     eta: float | None
     quiet: float
+    note: str = ""
 
 
 class OpenShard(msgspec.Struct, frozen=True):
-    """A shard that is neither done, nor at work, nor waiting: `state` is partial, dead, unknown or not submitted."""
+    """A shard that is neither done, nor at work, nor waiting: `state` is partial, dead, unknown or not submitted.
+
+    `cause` is one of the words of `explain.Cause`, `reason` is for people, `remedy` says what to do about it.
+    """
 
     shard: int
     state: str
     reason: str
     job: str
+    cause: str = ""
+    remedy: str = ""
+
+
+class WaitingShards(msgspec.Struct, frozen=True):
+    """How many shards wait for the same reason, and the first few of them; `stuck`: until somebody does something."""
+
+    reason: str
+    count: int
+    shards: list[int]
+    stuck: bool
 
 
 class ReduceReport(msgspec.Struct, frozen=True):
-    """The reduce job of the newest attempt: its scheduler state and what that means."""
+    """The reduce job of the newest attempt: its scheduler state and what that means.
+
+    `stuck`: it waits for something that will not come by itself.
+    """
 
     state: str
     exit_code: int | None
     reason: str
+    job: str = ""
+    stuck: bool = False
 
 
 class ArchiveReport(msgspec.Struct, frozen=True):
@@ -104,6 +125,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     reduce: ReduceReport | None
     archives: list[ArchiveReport]
     running: list[RunningShard]
+    waiting: list[WaitingShards]
     open: list[OpenShard]
 
 
@@ -188,7 +210,7 @@ def choose_heartbeats(receipts: Mapping[int, Receipt], tasks: Mapping[int, tuple
     return [
         shard
         for shard, (_, status) in tasks.items()
-        if status.state not in {State.PENDING, State.COMPLETED, State.CANCELLED}
+        if (status.state not in {State.PENDING, State.COMPLETED, State.CANCELLED} or status.restarts)
         and not (shard in receipts and receipts[shard].state == "complete")
     ]
 
@@ -216,23 +238,30 @@ def make_report(
     tasks = attempt.shard_tasks() if attempt else {}
     counts: Counter[ShardState] = Counter()
     running: list[RunningShard] = []
+    waiting: dict[tuple[str, bool], list[int]] = {}
     left: list[OpenShard] = []
     done_bytes = reported_items = 0
     for entry in index.shards:
         shard = entry.shard
         job, status = tasks.get(shard, ("", None))
         receipt, heartbeat = receipts.get(shard), heartbeats.get(shard)
-        state, reason = classify_shard(receipt, problems.get(shard, ""), status, heartbeat)
+        verdict = classify_shard(receipt, problems.get(shard, ""), status, heartbeat)
+        state = verdict.state
         counts[state] += 1
         if receipt is not None:
             reported_items += entry.items
         if state in {ShardState.DONE, ShardState.PARTIAL}:
             done_bytes += entry.bytes
         elif state is ShardState.RUNNING:
-            running.append(view_running(shard, job, entry.bytes, heartbeat, now))
-            done_bytes += running[-1].done_bytes
+            view = view_running(shard, job, entry.bytes, heartbeat, now)
+            running.append(msgspec.structs.replace(view, note=verdict.reason))
+            done_bytes += view.done_bytes
+        elif status is not None and state is ShardState.WAITING:
+            waiting.setdefault((verdict.reason, status.stuck), []).append(shard)
         if state not in {ShardState.DONE, ShardState.RUNNING, ShardState.WAITING}:
-            left.append(OpenShard(shard, state.value, reason, job))
+            cause = verdict.cause
+            remedy = REMEDIES[cause] if cause else ""
+            left.append(OpenShard(shard, state.value, verdict.reason, job, cause or "", remedy))
     failed = {item.number for receipt in receipts.values() for item in receipt.failed}
     rate = sum(view.rate for view in running)
     left_bytes = sum(entry.bytes for entry in index.shards) - done_bytes
@@ -254,11 +283,21 @@ def make_report(
         packed_bytes=sum(receipt.packed_bytes for receipt in receipts.values()),
         rate=rate,
         eta=left_bytes / rate if rate > 0 and attempt and attempt.liveness is Liveness.ALIVE else None,
-        reduce=None if reduce is None else ReduceReport(reduce.state.value, reduce.exit_code, explain_task(reduce)),
+        reduce=None if attempt is None or reduce is None else view_reduce(attempt, reduce),
         archives=[view_archive(archive.name, archives.get(archive.name)) for archive in index.archives],
         running=running,
+        waiting=[
+            WaitingShards(reason, len(shards), shards[:NAMED_SHARDS], stuck)
+            for (reason, stuck), shards in waiting.items()
+        ],
         open=left,
     )
+
+
+def view_reduce(attempt: Attempt, status: TaskStatus) -> ReduceReport:
+    """Say how the reduce job stands. Pure."""
+    job = attempt.reduce.id if attempt.reduce else ""
+    return ReduceReport(status.state.value, status.exit_code, explain_task(status), job, status.stuck)
 
 
 def view_archive(name: str, found: FoundArchive | None) -> ArchiveReport:

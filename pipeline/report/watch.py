@@ -16,7 +16,7 @@ from pipeline.report.progress import ProgressView
 from pipeline.report.status import Collector, StatusReport
 from pipeline.schedulers.attempt import Attempt, Liveness
 
-POLL_SECONDS = 0.5
+GROWTH, MOST = 1.3, 5.0  # every wait is longer than the last one, up to so many times the scheduler's shortest
 
 
 class Interrupts(contextlib.AbstractContextManager["Interrupts"]):
@@ -64,7 +64,7 @@ def wait_for(
     InterruptedRunError
         At the second Ctrl-C.
     """
-    cancelled = False
+    cancelled, patience = False, 1.0
     try:
         while True:
             began = time.monotonic()
@@ -76,7 +76,10 @@ def wait_for(
                 cancelled = True
                 note("interrupted: the tasks are told to stop and keep what is finished; Ctrl-C again to leave at once")
                 collector.scheduler(attempt.plan.scheduler).cancel(attempt.jobs)
-            sleep(max(POLL_SECONDS, 4 * (time.monotonic() - began)))
+            poll = collector.scheduler(attempt.plan.scheduler).poll
+            seconds = max(poll * patience, 4 * (time.monotonic() - began))
+            _sleep_until_wanted(seconds, None if cancelled else interrupts, sleep)
+            patience = min(patience * GROWTH, MOST) if poll > 1 else 1.0
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"{collector.run.path}: no longer watched",
@@ -96,5 +99,12 @@ def wait_while_stopping(
     note("waiting for tasks of an attempt that was broken off: they note what is finished")
     deadline = time.monotonic() + collector.run.read_config().local.kill_wait
     while attempt is not None and attempt.stopping and time.monotonic() < deadline:
-        sleep(POLL_SECONDS)
+        sleep(collector.scheduler(attempt.plan.scheduler).poll)
         attempt = collector.attempt()
+
+
+def _sleep_until_wanted(seconds: float, interrupts: Interrupts | None, sleep: Callable[[float], None]) -> None:
+    """Sleep, but not on after a Ctrl-C: a long wait must not hold it up."""
+    while seconds > 0 and not (interrupts and interrupts.wanted):
+        sleep(min(seconds, 0.5))
+        seconds -= 0.5

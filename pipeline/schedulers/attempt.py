@@ -1,37 +1,29 @@
-"""Attempts: which shards are submitted together, and whether an earlier submission may still be at work."""
+"""Attempts: which shards go together in which arrays, and whether an earlier attempt may still be at work."""
 
 from __future__ import annotations
 
-import datetime as dt
 import enum
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-import pipeline
-from pipeline.atomic import fsync_folder, storage_errors, write_atomic
 from pipeline.errors import ConfigError, UsageError
-from pipeline.process import ProcessId, identify_process, process_alive
-from pipeline.records import FORMAT, AttemptPlan, Job
-from pipeline.rundir import RunDir, encode_record, read_record
+from pipeline.process import ProcessId, process_alive
+from pipeline.records import FORMAT, ArrayPlan, AttemptPlan, Job
+from pipeline.rundir import RunDir, read_record
 from pipeline.schedulers.base import (
-    ArraySpec,
-    ReduceSpec,
+    Bounds,
     Scheduler,
     TaskKey,
     TaskStatus,
     alive,
     any_alive,
     any_unknown,
+    expected_jobs,
+    split_tasks,
 )
 from pipeline.settings import Limits
-
-SCRIPTS = Path(pipeline.__file__).parent / "slurm_scripts"
 
 
 class Liveness(enum.Enum):
@@ -49,6 +41,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     jobs: list[Job]
     states: dict[TaskKey, TaskStatus]
     liveness: Liveness
+    submitter_alive: bool | None = False
+    """Whether the process that submits it, and has not ended that, lives; None when that cannot be known here."""
 
     @property
     def reduce(self) -> Job | None:
@@ -82,16 +76,17 @@ def plan_attempt(
     attempt: int,
     manifest_sha256: str,
     scheduler: str,
-    slots: int | None,
+    bounds: Bounds,
     created: str,
+    tag: str,
 ) -> AttemptPlan:
     """Plan an attempt: shards in ascending order as dense indices, and the run's connections divided over the tasks.
 
-    `slots` is the scheduler's own bound. Never more than `limits.tasks` tasks at a time, nor, with one connection for
-    each, more than `limits.connections` connections. Pure.
+    Never more than `limits.tasks` tasks at a time, nor, with one connection for each, more than `limits.connections`
+    connections. `tag` makes the names of its jobs unique. Pure.
     """
     ordered = sorted(set(shards))
-    tasks = max(1, min(limits.tasks, len(ordered), slots or limits.tasks))
+    tasks = max(1, min(limits.tasks, len(ordered), bounds.slots or limits.tasks))
     return AttemptPlan(
         format=FORMAT,
         run=run,
@@ -102,169 +97,113 @@ def plan_attempt(
         shards=ordered,
         tasks=tasks,
         connections=max(1, limits.connections // tasks),
+        tag=tag,
+        cluster=bounds.cluster,
+        arrays=plan_arrays(len(ordered), tasks, bounds.array),
     )
 
 
+def plan_arrays(count: int, tasks: int, longest: int | None) -> list[ArrayPlan]:
+    """Divide `count` tasks into arrays of about the same length, none longer than `longest`. Pure.
+
+    Each array begins at index 0, since a cluster bounds the index, not the count. They run side by side and share the
+    `tasks` at a time. Where there are more arrays than tasks at a time, they queue behind each other in as many lanes.
+    """
+    if count == 0:
+        return []
+    arrays = -(-count // min(count, longest or count))
+    lanes = min(arrays, tasks)
+    shares = split_tasks(tasks, lanes)
+    begins = [number * count // arrays for number in range(arrays + 1)]
+    return [
+        ArrayPlan(
+            offset=begins[number],
+            length=begins[number + 1] - begins[number],
+            throttle=min(shares[number % lanes], begins[number + 1] - begins[number]),
+            after=number - lanes if number >= lanes else -1,
+        )
+        for number in range(arrays)
+    ]
+
+
 def classify_liveness(
-    plan: AttemptPlan,
-    jobs: Sequence[Job],
-    states: dict[TaskKey, TaskStatus],
-    *,
-    submitter_alive: bool | None,
+    jobs: Sequence[Job], states: dict[TaskKey, TaskStatus], *, submitter_alive: bool | None, complete: bool = True
 ) -> Liveness:
     """Say whether tasks of an attempt may still write; what cannot be known is UNKNOWN. Pure.
 
-    An attempt without a reduce job was not submitted to its end: it still may be while its submitter lives.
+    An attempt without a reduce job was not submitted to its end: it still may be while its submitter lives. `complete`:
+    `jobs` are all that the scheduler took.
     """
     if any_alive(states):
         return Liveness.ALIVE
     submitted = any(job.kind == "reduce" for job in jobs)
     if not submitted and submitter_alive is not False:
         return Liveness.ALIVE if submitter_alive else Liveness.UNKNOWN
-    if not submitted and plan.scheduler == "local":
-        return Liveness.ENDED  # the local scheduler starts nothing before it has the reduce job
-    return Liveness.UNKNOWN if any_unknown(states) or not submitted else Liveness.ENDED
+    return Liveness.UNKNOWN if any_unknown(states) or not complete else Liveness.ENDED
 
 
 def read_attempt(run: RunDir, number: int, scheduler: Scheduler) -> Attempt:
     """Read an attempt and ask its scheduler once. Raises `ConfigError`, `SchedulerError`."""
     plan, jobs = run.read_plan(number), run.read_jobs(number)
+    complete = True
     if not any(job.kind == "reduce" for job in jobs):
-        jobs = scheduler.recover(plan) or jobs
+        found = scheduler.recover(plan)
+        complete = found is not None
+        jobs = merge_jobs(plan, jobs, found or [])
     states = scheduler.states(jobs) if jobs else {}
     submitter: bool | None = False
     if not any(job.kind == "reduce" for job in jobs):
         try:
-            submitter = process_alive(read_record(_submitter_path(run, number), ProcessId))
+            submitter = process_alive(read_record(submitter_path(run, number), ProcessId))
         except ConfigError:
             submitter = None
     return Attempt(
         plan=plan,
         jobs=jobs,
         states=states,
-        liveness=classify_liveness(plan, jobs, states, submitter_alive=submitter),
+        liveness=classify_liveness(jobs, states, submitter_alive=submitter, complete=complete),
+        submitter_alive=submitter,
     )
 
 
-def check_idle(run: RunDir, attempt: Attempt | None, *, assume_dead: bool = False) -> None:
-    """Raise `UsageError` when tasks of the newest attempt live, or may: two lives of a shard waste work."""
-    if attempt is None or attempt.liveness is Liveness.ENDED:
+def merge_jobs(plan: AttemptPlan, written: Sequence[Job], found: Sequence[Job]) -> list[Job]:
+    """The jobs of an attempt, in the order of its plan: as written down, else as the scheduler knows them. Pure."""
+    known = {job.name: job for job in (*found, *written)}
+    return [known[job.name] for job in expected_jobs(plan) if job.name in known]
+
+
+def check_idle(run: RunDir, attempt: Attempt | None, *, assume_dead: bool = False, cluster: str = "") -> None:
+    """Raise `UsageError` when tasks of the newest attempt live, or may: two lives of a shard waste work.
+
+    `cluster`: where the next attempt would go; another one knows nothing of this attempt's jobs.
+    """
+    if attempt is None or assume_dead:
         return
     number = attempt.plan.attempt
+    if attempt.plan.cluster and cluster and attempt.plan.cluster != cluster:
+        raise UsageError(
+            f"{run.path}: attempt {number:03d} was submitted to cluster {attempt.plan.cluster}, this is {cluster}",
+            hint="go on there; when you are sure that nothing of it is at work, repeat with --assume-dead",
+        )
+    if attempt.liveness is Liveness.ENDED:
+        return
     if attempt.liveness is Liveness.ALIVE:
+        broken_off = attempt.jobs and attempt.reduce is None
         raise UsageError(
-            f"{run.path}: attempt {number:03d} is still at work",
-            hint="wait for it (`medhaul status`) or end it (`medhaul cancel`)",
+            f"{run.path}: attempt {number:03d} is still at work"
+            + (", and was not submitted to its end" if broken_off else ""),
+            hint="submit the rest of it with `medhaul submit RUN --continue`"
+            if broken_off
+            else "wait for it (`medhaul status`) or end it (`medhaul cancel`)",
         )
-    if not assume_dead:
-        notes = sorted({status.note for status in attempt.states.values() if status.note})
-        because = f" ({'; '.join(notes)})" if notes else ""
-        raise UsageError(
-            f"{run.path}: attempt {number:03d} may still be at work{because}",
-            hint="look there; when you are sure that it is not, repeat with --assume-dead",
-        )
-
-
-def submit_attempt(
-    run: RunDir,
-    scheduler: Scheduler,
-    shards: Sequence[int],
-    *,
-    after: int | None = None,
-    clock: Callable[[], float] = time.time,
-) -> AttemptPlan:
-    """Submit shards as the run's next attempt, then the reduce job; with no shards the reduce job alone.
-
-    Parameters
-    ----------
-    after
-        The newest attempt that the caller found idle (0: there was none). The new number is the next one, so that of
-        two submits which looked at the same time only one goes on. None: whatever is newest now.
-
-    Raises
-    ------
-    UsageError
-        When another submit took the number.
-    SchedulerError
-        When the scheduler refuses; what it did take is in jobs.json.
-    """
-    record, config = run.read_run(), run.read_config()
-    newest = after if after is not None else max(run.attempts(), default=0)
-    plan = plan_attempt(
-        shards,
-        config.limits,
-        run=record.name,
-        attempt=newest + 1,
-        manifest_sha256=record.manifest_sha256,
-        scheduler=scheduler.name,
-        slots=scheduler.slots(),
-        created=dt.datetime.fromtimestamp(clock(), dt.UTC).isoformat(timespec="seconds"),
-    )
-    _claim(run, plan)
-    jobs: list[Job] = []
-    logs = run.logs(plan.attempt)
-    if plan.shards:
-        array = ArraySpec(
-            run=run.path,
-            attempt=plan.attempt,
-            name=job_name(plan, "array"),
-            script=SCRIPTS / "array_task.sh",
-            logs=logs,
-            offset=0,
-            length=len(plan.shards),
-            throttle=plan.tasks,
-        )
-        jobs.append(scheduler.submit_array(array))
-        run.write_jobs(plan.attempt, jobs)
-    reduce = ReduceSpec(
-        run=run.path,
-        attempt=plan.attempt,
-        name=job_name(plan, "reduce"),
-        script=SCRIPTS / "reduce.sh",
-        logs=logs,
-    )
-    run.write_jobs(plan.attempt, [*jobs, scheduler.submit_reduce(reduce, jobs)])
-    return plan
-
-
-def job_name(plan: AttemptPlan, kind: str) -> str:
-    """Name a job uniquely: what a scheduler is asked for when a submission's answer was lost."""
-    return f"medhaul.{plan.run}.{plan.attempt:03d}.{kind}"
-
-
-def _claim(run: RunDir, plan: AttemptPlan) -> None:
-    """Create `attempts/NNN` with its plan and its submitter in it, wholly or not at all, and only once.
-
-    A folder is never renamed over one that has something in it (rename(2): ENOTEMPTY or EEXIST), and an attempt's
-    folder is never empty.
-    """
-    folder = run.attempt_folder(plan.attempt)
-    submitter = identify_process(os.getpid())
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            made.chmod(folder.parent.stat().st_mode)
-            write_atomic(made / "plan.json", encode_record(plan))
-            write_atomic(made / "submitter.json", encode_record(submitter))
-            os.rename(made, folder)  # noqa: PTH104 - stands beside the descriptors and fsyncs of pipeline.atomic
-        except FileExistsError:
-            raise _taken(run, plan) from None
-        except OSError as error:
-            if folder.exists():
-                raise _taken(run, plan) from error
-            raise
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-        fsync_folder(folder.parent)
-
-
-def _taken(run: RunDir, plan: AttemptPlan) -> UsageError:
-    return UsageError(
-        f"{run.path}: attempt {plan.attempt:03d} was just taken by another submit",
-        hint="`medhaul status` shows it",
+    notes = sorted({status.note for status in attempt.states.values() if status.note})
+    because = f" ({'; '.join(notes[:3])})" if notes else ""
+    raise UsageError(
+        f"{run.path}: attempt {number:03d} may still be at work{because}",
+        hint="look there; when you are sure that it is not, repeat with --assume-dead",
     )
 
 
-def _submitter_path(run: RunDir, number: int) -> Path:
+def submitter_path(run: RunDir, number: int) -> Path:
+    """Where the process that submits an attempt is written down."""
     return run.attempt_folder(number) / "submitter.json"

@@ -1,4 +1,4 @@
-"""What a scheduler is to medhaul: four calls and a handful of states. A hint, never proof: receipts are.
+"""What a scheduler is to medhaul: a few calls and a handful of states. A hint, never proof: receipts are.
 
 Every backend keeps these promises, and the suite in tests/schedulers holds each of them to it:
 
@@ -37,15 +37,21 @@ class SchedulerError(MedhaulError):
 
 
 class State(enum.StrEnum):
-    """What a scheduler says of a task. `LOST`: its node or controller died under it."""
+    """What a scheduler says of a task.
+
+    `LOST`: its node or controller died under it. `GONE`: it has ended, but nobody knows how any more.
+    """
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
     TIMEOUT = "TIMEOUT"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    PREEMPTED = "PREEMPTED"
     CANCELLED = "CANCELLED"
     LOST = "LOST"
+    GONE = "GONE"
     UNKNOWN = "UNKNOWN"
 
 
@@ -72,6 +78,10 @@ class TaskStatus(msgspec.Struct, frozen=True, omit_defaults=True):
         How often it was requeued.
     stopping
         It is alive, but was told to stop and will not be started again.
+    stuck
+        It is alive for the scheduler, but will not start unless somebody does something.
+    node
+        Where it runs or ran, where known.
     note
         For people, what the state alone does not say.
     """
@@ -83,6 +93,8 @@ class TaskStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     ended: float = 0.0
     restarts: int = 0
     stopping: bool = False
+    stuck: bool = False
+    node: str = ""
     note: str = ""
 
 
@@ -91,7 +103,10 @@ TaskKey = tuple[str, int]
 
 
 class ArraySpec(msgspec.Struct, frozen=True, kw_only=True):
-    """An array of `length` tasks; task `i` does shard `plan.shards[offset + i]`, at most `throttle` at a time."""
+    """An array of `length` tasks; task `i` does shard `plan.shards[offset + i]`, at most `throttle` at a time.
+
+    `after`: the array that must have ended before, however it ended.
+    """
 
     run: Path
     attempt: int
@@ -101,6 +116,7 @@ class ArraySpec(msgspec.Struct, frozen=True, kw_only=True):
     offset: int
     length: int
     throttle: int
+    after: Job | None = None
 
 
 class ReduceSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,22 +129,41 @@ class ReduceSpec(msgspec.Struct, frozen=True, kw_only=True):
     logs: Path
 
 
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scheduler can take: tasks at once, and tasks in one array; None when it sets no bound of its own.
+
+    `cluster` names the machine or cluster that a job's id belongs to, where ids of several could be confused.
+    """
+
+    slots: int | None = None
+    array: int | None = None
+    cluster: str = ""
+
+
 class Scheduler(Protocol):
     """Takes jobs, knows their states as far as it can, ends them."""
 
     name: str
+    poll: float
+    """Seconds to leave between two questions about states, at least."""
 
-    def slots(self) -> int | None:
-        """How many tasks it runs at once at most; None when it sets no bound of its own."""
+    def bounds(self) -> Bounds:
+        """What it can take. Raises `SchedulerError` when it cannot say."""
 
     def submit_array(self, spec: ArraySpec) -> Job:
-        """Take an array; its id is final. Raises `SchedulerError` when nothing was taken."""
+        """Take an array; its id is final. Raises `SchedulerError` when it was not taken, or may not have been."""
 
     def submit_reduce(self, spec: ReduceSpec, after: Sequence[Job]) -> Job:
         """Take the reduce job, to run when all tasks of `after` have ended. Raises `SchedulerError`."""
 
-    def recover(self, plan: AttemptPlan) -> list[Job]:
-        """The jobs of an attempt that were taken, whether or not their submitter lived to write them down."""
+    def describe(self, spec: ArraySpec | ReduceSpec, after: Sequence[str] = ()) -> str:
+        """The command with which a job would be submitted; `after` stands for the ids of the jobs before it."""
+
+    def recover(self, plan: AttemptPlan) -> list[Job] | None:
+        """The jobs of an attempt that were taken, whether or not their submitter lived to write them down.
+
+        None when it cannot be known now.
+        """
 
     def states(self, jobs: Sequence[Job]) -> dict[TaskKey, TaskStatus]:
         """One status for every task of `jobs`, by as few questions as possible; UNKNOWN where there is no answer."""
@@ -138,6 +173,31 @@ class Scheduler(Protocol):
 
         They get SIGTERM and some time; with `force` SIGKILL and none. Raises `SchedulerError` when it cannot ask.
         """
+
+    def throttle(self, jobs: Sequence[Job], tasks: int) -> None:
+        """Let `tasks` tasks of the arrays in `jobs`, which are at work, run at a time from now on.
+
+        Those that run go on. Raises `SchedulerError`.
+        """
+
+
+def job_name(plan: AttemptPlan, what: str) -> str:
+    """Name a job uniquely: what a scheduler is asked for when a submission's answer was lost. Pure."""
+    return ".".join(filter(None, ("medhaul", plan.run, f"{plan.attempt:03d}", plan.tag, what)))
+
+
+def expected_jobs(plan: AttemptPlan) -> list[Job]:
+    """The jobs of an attempt as they would be when all are submitted; their ids are empty. Pure."""
+    arrays = [
+        Job(kind="array", name=job_name(plan, f"array{number}"), id="", offset=array.offset, length=array.length)
+        for number, array in enumerate(plan.arrays)
+    ]
+    return [*arrays, Job(kind="reduce", name=job_name(plan, "reduce"), id="")]
+
+
+def split_tasks(tasks: int, parts: int) -> list[int]:
+    """Divide `tasks` tasks at a time over `parts` arrays at work, as evenly as can be; each gets at least one. Pure."""
+    return [max(1, tasks // parts + (number < tasks % parts)) for number in range(parts)]
 
 
 def job_keys(jobs: Sequence[Job]) -> list[TaskKey]:

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pipeline.errors import UsageError
 from pipeline.rundir import RunDir
 from pipeline.schedulers.base import Scheduler
 from pipeline.schedulers.local import LocalScheduler
+from pipeline.settings import Config
 
 CHOICES = ("auto", "slurm", "local")
 
 
-def choose_scheduler(asked: str, which: Callable[[str], str | None] = shutil.which) -> tuple[str, str]:
-    """Choose a scheduler's name, and say what the user should know about the choice (may be empty).
+def choose_scheduler(asked: str, which: Callable[[str], str | None] = shutil.which) -> str:
+    """Choose a scheduler's name: `auto` is Slurm where there is an sbatch.
 
     Raises
     ------
     UsageError
-        When the scheduler asked for is not in this version.
+        When Slurm is asked for and not there.
     """
-    if asked == "slurm":
-        raise UsageError("the Slurm scheduler is not in this version", hint="use --scheduler local")
-    if asked == "auto" and which("sbatch"):
-        return (
-            "local",
-            "sbatch is on PATH, but this version submits to the local scheduler only: tasks run on this machine",
+    if asked == "slurm" and not which("sbatch"):
+        raise UsageError(
+            "there is no sbatch on PATH", hint="run this on a login node of the cluster, or use --scheduler local"
         )
-    return "local", ""
+    if asked == "auto":
+        return "slurm" if which("sbatch") else "local"
+    return asked
 
 
-def open_scheduler(name: str, run: RunDir) -> Scheduler:
-    """Open the scheduler that an attempt's plan names. Raises `UsageError` for one that this version lacks."""
+def open_scheduler(name: str, run: RunDir, extra: Sequence[str] = (), config: Config | None = None) -> Scheduler:
+    """Open the scheduler that an attempt's plan names.
+
+    `extra` are options of sbatch for a submission; `config` is for a run that is not planned yet. Raises `UsageError`
+    for a scheduler that this version lacks.
+    """
     if name == LocalScheduler.name:
-        return LocalScheduler(run)
+        return LocalScheduler(run, config=config)
+    if name == "slurm":
+        from pipeline.schedulers.slurm import SlurmScheduler  # the local scheduler's tasks need none of it
+
+        return SlurmScheduler(run, extra=extra, config=config)
     raise UsageError(
         f"{run.path}: submitted to the scheduler {name!r}", hint="use the medhaul version that submitted it"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.errors import StorageError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.process import child_setup, identify_process
 from pipeline.rundir import RunDir
 from pipeline.schedulers.base import ATTEMPT, OFFSET, RUN, State, ended
@@ -58,7 +58,7 @@ class Controller:
     state
         Where the attempt stands; `owner` is this process.
     slots, cpus
-        How many tasks run at once, and the cores each is told it has.
+        How many tasks may run at once at most, whatever the throttle, and the cores each is told it has.
     environ
         What the tasks' environment is made from.
     clock, monotonic
@@ -170,10 +170,20 @@ class Controller:
             if self._reduce.state is State.PENDING:
                 self._book(REDUCE, LocalTask(state=State.CANCELLED, ended=self._clock()))
             return
-        while self._waiting and len(self._children) < self._slots:
+        slots = self._allowed()
+        while self._waiting and len(self._children) < slots:
             self._launch(self._waiting.popleft())
         if not self._waiting and not self._children and self._reduce.state is State.PENDING:
             self._launch(REDUCE)
+
+    def _allowed(self) -> int:
+        """How many tasks may run at a time: as submitted, or as changed since."""
+        try:
+            changed = self._run.read_throttle(self._attempt)
+        except ConfigError as error:
+            self._say(f"throttle not read: {error}")
+            changed = None
+        return max(1, min(self._slots, changed.tasks if changed else self._state.throttle))
 
     def _wait(self) -> None:
         """Sleep until a child ends, a stop is asked for, or a signal or the state file is due."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -31,6 +33,12 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 def prepend_path(environ: Mapping[str, str], folder: str) -> dict[str, str]:
     """Copy an environment with `folder` first on PATH."""
     return {**environ, "PATH": f"{folder}:{environ['PATH']}" if environ.get("PATH") else folder}
+
+
+def medhaul_first(environ: Mapping[str, str]) -> dict[str, str]:
+    """Copy an environment so that jobs run the medhaul that submits them, unless MEDHAUL_ENV says otherwise."""
+    binaries = Path(sys.executable).parent
+    return prepend_path(environ, str(binaries)) if (binaries / "medhaul").is_file() else dict(environ)
 
 
 def job_environment(environ: Mapping[str, str], place: TaskPlace) -> dict[str, str]:

@@ -36,6 +36,7 @@ from pipeline.schedulers.base import (
     HOME,
     RUN,
     ArraySpec,
+    Bounds,
     ReduceSpec,
     SchedulerError,
     State,
@@ -45,8 +46,9 @@ from pipeline.schedulers.base import (
     job_keys,
 )
 from pipeline.schedulers.controller import REDUCE, WATCHED, Controller
-from pipeline.schedulers.environment import clean_environment, prepend_path
+from pipeline.schedulers.environment import clean_environment, medhaul_first
 from pipeline.schedulers.local_state import Limits, LocalState, LocalTask, judge_task, read_state, write_state
+from pipeline.settings import Config
 
 JOB_EPOCH = 1_735_689_600  # 2025-01-01: job ids are milliseconds since then, so that they are unique and short
 
@@ -55,21 +57,24 @@ class LocalScheduler:
     """Runs the attempts of one run on this machine, `local.jobs` tasks at a time."""
 
     name = "local"
+    poll = 0.5
 
     def __init__(
         self,
         run: RunDir,
         *,
         environ: Mapping[str, str] = os.environ,
+        config: Config | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._run = run
+        self._config = config
         self._environ = environ
         self._clock = clock
         self._controllers: list[subprocess.Popen[bytes]] = []
 
-    def slots(self) -> int | None:
-        return self._run.read_config().local.jobs
+    def bounds(self) -> Bounds:
+        return Bounds(slots=(self._config or self._run.read_config()).local.jobs)
 
     def submit_array(self, spec: ArraySpec) -> Job:
         job = self._job_id()
@@ -113,7 +118,17 @@ class LocalScheduler:
         self._launch(spec.attempt, spec.logs)
         return Job(kind="reduce", name=spec.name, id=job)
 
-    def recover(self, plan: AttemptPlan) -> list[Job]:
+    def describe(self, spec: ArraySpec | ReduceSpec, after: Sequence[str] = ()) -> str:  # noqa: ARG002 - the order is the controller's
+        if isinstance(spec, ReduceSpec):
+            return f"bash {spec.script}   # when all tasks have ended"
+        return f"bash {spec.script}   # {spec.length} times, {spec.throttle} at a time"
+
+    def throttle(self, jobs: Sequence[Job], tasks: int) -> None:  # noqa: ARG002 - in `throttle.json`
+        """Wake the controllers: they read what the attempt's `throttle.json` says."""
+        for attempt in self._by_attempt(jobs):
+            signal_process(read_state(self._run, attempt).owner, signal.SIGCHLD)
+
+    def recover(self, plan: AttemptPlan) -> list[Job] | None:
         try:
             state = read_state(self._run, plan.attempt)
         except ConfigError:  # missing or damaged: nothing is known to have been taken
@@ -225,9 +240,7 @@ class LocalScheduler:
         home = Path(pipeline.__file__).resolve().parent.parent
         environ = clean_environment(self._environ)
         environ.setdefault(HOME, str(home))
-        binaries = Path(sys.executable).parent
-        if (binaries / "medhaul").is_file():  # tasks run the medhaul that submitted them, unless MEDHAUL_ENV says else
-            environ = prepend_path(environ, str(binaries))
+        environ = medhaul_first(environ)
         ready, child_end = os.pipe()
         try:
             with (logs / "controller.log").open("ab") as log:
@@ -265,15 +278,14 @@ def control(run: RunDir, attempt: int, ready: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     state = msgspec.structs.replace(read_state(run, attempt), owner=_this_process())
     local = run.read_config().local
-    slots = max(1, min(local.jobs, state.throttle))
     os.chdir(state.submit_dir)
     controller = Controller(
         run,
         attempt,
         state,
         limits=Limits(time=local.time_limit, lead=local.signal_lead, kill=local.kill_wait),
-        slots=slots,
-        cpus=max(1, len(os.sched_getaffinity(0)) // slots),
+        slots=local.jobs,
+        cpus=max(1, len(os.sched_getaffinity(0)) // max(1, min(local.jobs, state.throttle))),
         environ=os.environ,
     )
     controller.publish()

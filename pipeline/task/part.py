@@ -241,6 +241,7 @@ class PartWriter:
             _write_all(self._journal, head)
             os.fsync(self._journal)
             fsync_folder(folder)
+        self.frames = 0  # finished by this life
         self._path = folder / self.name
         self._size = 0
         self._journal_size = len(head)
@@ -282,6 +283,7 @@ class PartWriter:
             os.fsync(self._journal)
         fact = frame_fact(record, self.life, self._journal_size, len(line))
         self._journal_size += len(line)
+        self.frames += 1
         self._begin()
         return fact
 

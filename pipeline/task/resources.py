@@ -9,7 +9,7 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipeline.errors import ConfigError, StorageError
@@ -25,6 +25,9 @@ CONNECTION_MEMORY = 1 << 20
 FILE_MEMORY = 5 << 10
 # More files under way than this, or than one frame has, speed up nothing.
 FILES_AHEAD = 20_000
+# Of a bound that is enforced by killing: the rest is for the interpreter's own and for what the kernel counts as ours.
+USABLE_MEMORY = 0.9
+UNBOUNDED_MEMORY = 1 << 60  # what a control group without a bound says in its first version is near 2**63
 SHARED_KINDS = frozenset(
     {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "fuse.sshfs", "afs", "panfs"}
 )
@@ -46,6 +49,44 @@ def granted_cores(environ: Mapping[str, str]) -> int:
     affinity = len(os.sched_getaffinity(0))
     text = environ.get("SLURM_CPUS_PER_TASK", "")
     return max(1, min(affinity, int(text))) if text.isdecimal() and int(text) else affinity
+
+
+def granted_memory(environ: Mapping[str, str], root: Path = Path("/")) -> int | None:
+    """Bytes of memory that scheduler and kernel grant this process; None when they set no bound.
+
+    SLURM_MEM_PER_NODE and SLURM_MEM_PER_CPU are in MiB (sbatch(1)); the kernel's are those of all control groups above
+    this process (cgroups(7)). `root` is the root of the file system.
+    """
+    bounds = []
+    node, cpu = environ.get("SLURM_MEM_PER_NODE", ""), environ.get("SLURM_MEM_PER_CPU", "")
+    cpus = environ.get("SLURM_CPUS_PER_TASK") or environ.get("SLURM_CPUS_ON_NODE", "")
+    if node.isdecimal() and int(node):
+        bounds.append(int(node) << 20)
+    elif cpu.isdecimal() and int(cpu):
+        bounds.append((int(cpu) << 20) * (int(cpus) if cpus.isdecimal() and int(cpus) else 1))
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        groups = ""
+    for line in groups.splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
+        group = PurePosixPath(path.lstrip("/"))
+        for folder in (group, *group.parents):
+            try:
+                text = (base / folder / ("memory.limit_in_bytes" if controllers else "memory.max")).read_text()
+            except (OSError, ValueError):
+                continue
+            if text.strip().isdecimal() and int(text) < UNBOUNDED_MEMORY:
+                bounds.append(int(text))
+    return min(bounds, default=None)
+
+
+def fit_memory(asked: int, granted: int | None) -> int:
+    """The memory a task may plan with: what is asked for, but never all that is granted. Pure."""
+    return asked if granted is None else min(asked, int(granted * USABLE_MEMORY))
 
 
 def choose_workers(memory: int, cores: int, connections: int, block_bytes: int, cut_files: int) -> Workers:

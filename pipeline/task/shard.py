@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from pipeline import __version__
-from pipeline.errors import InterruptedRunError, SiteUnavailableError
+from pipeline.errors import InterruptedRunError, SiteUnavailableError, TimeLimitError
 from pipeline.manifest import Manifest
 from pipeline.model import Entry
 from pipeline.records import FORMAT, Heartbeat, Receipt
@@ -160,6 +160,7 @@ class ShardTask:
                 item_deadline=self.config.task.item_deadline, stop=self.stop.event, report=events.put,
             )  # fmt: skip
             grace: float | None = 0.0
+            interrupted: InterruptedRunError | None = None
             try:
                 loop = Loop(self, intake, packer, cache, events)
                 loop.round(todo)
@@ -169,11 +170,13 @@ class ShardTask:
                     loop.round(again)
                 self.check_stop()
                 grace = None
-            except InterruptedRunError:
-                grace = self.stop.grace
+            except InterruptedRunError as error:
+                grace, interrupted = self.stop.grace, error
                 raise
             finally:
                 self.stop_threads(intake, packer, grace)
+                if isinstance(interrupted, TimeLimitError):
+                    interrupted.progress = part.frames > 0
                 part.close()
         if intake and not intake.answered and all(_is_silent(fact) for fact in self.facts.values()):
             raise SiteUnavailableError(
@@ -191,10 +194,11 @@ class ShardTask:
 
     def check_stop(self) -> None:
         if self.stop.event.is_set():
-            raise InterruptedRunError(
-                f"shard {self.shard}: stopped by {self.stop.reason or 'request'}",
-                hint=f"medhaul resume {self.run_dir.path}",
-            )
+            message = f"shard {self.shard}: stopped by {self.stop.reason or 'request'}"
+            hint = f"medhaul resume {self.run_dir.path}"
+            if self.stop.reason == "SIGUSR1":
+                raise TimeLimitError(message, hint=hint)
+            raise InterruptedRunError(message, hint=hint)
 
     def beat(self, phase: str, intake: Intake | None, packed: int, *, force: bool = False, note: str = "") -> None:
         """Write the heartbeat, at most every few seconds."""

@@ -14,7 +14,7 @@ from pipeline.config import parse_config, read_config
 from pipeline.settings import Config
 
 FOLDER = Path(__file__).parents[2] / "configs"
-FILES = sorted(FOLDER.rglob("*.toml"))
+FILES = sorted(FOLDER.glob("*.toml"))
 REFERENCE = FOLDER / "reference.toml"
 REQUIRED = {"run.name": "x", "storage.root": "x", "select.idc.content": "original"}
 EXAMPLES = {"storage.logs", "select.idc.series"}  # their defaults are "another option's value" and "all"

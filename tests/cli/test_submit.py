@@ -13,15 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 import pipeline
-from pipeline.cli import common
-from pipeline.cli import submit as submit_module
+from pipeline.cli import submitting, waiting
 from pipeline.cli.cancel import cancel
 from pipeline.cli.resume import resume
 from pipeline.cli.run import run as run_command
 from pipeline.cli.submit import submit
 from pipeline.errors import InterruptedRunError, ItemsFailedError, MedhaulError, StorageError, UsageError
 from pipeline.plan.planner import Plan
-from pipeline.schedulers import attempt as attempt_module
+from pipeline.schedulers import submission
 from pipeline.schedulers.attempt import Attempt, Liveness, read_attempt
 from pipeline.schedulers.base import State, TaskStatus
 from pipeline.schedulers.local import LocalScheduler
@@ -196,9 +195,9 @@ def test_dry_run_submits_nothing(stage):
 
 
 def test_impossible_targets(stage):
-    """Slurm, a missing path and a folder that is no run are refused with a usage error."""
+    """Options of sbatch that are medhaul's own, a missing path and a folder that is no run are refused with a usage error."""
     run = stage.run(1)
-    for words in ([run.path, "--scheduler", "slurm"], [stage.root / "none"], [stage.root]):
+    for words in ([run.path, "--sbatch=--array=1"], [stage.root / "none"], [stage.root]):
         with pytest.raises(UsageError):
             stage.call(submit, *words)
     with pytest.raises(UsageError):
@@ -229,7 +228,7 @@ def test_run_plans_submits_and_waits(stage, monkeypatch):
         assert (path, dry_run) == (config, False)
         return plan, run.read_config()
 
-    monkeypatch.setattr(submit_module, "plan_file", planned)
+    monkeypatch.setattr(submitting, "plan_file", planned)
     done = stage.call(run_command, config)
     assert "archives/a0.tar.xz" in done.stdout
     assert "shards " in done.stderr
@@ -260,14 +259,13 @@ def test_interrupt_during_submission_is_not_lost(stage, monkeypatch):
     """Ctrl-C that comes while the attempt is being submitted cancels it as soon as it is on record."""
     run = stage.run(1)
     stage.fake.behave(s0=["wait term"])
-    submitting = attempt_module.job_name
+    made = submission.reduce_spec
 
-    def interrupted(plan, kind):
-        if kind == "reduce":
-            os.kill(os.getpid(), signal.SIGINT)
-        return submitting(plan, kind)
+    def interrupted(*words):
+        os.kill(os.getpid(), signal.SIGINT)
+        return made(*words)
 
-    monkeypatch.setattr(attempt_module, "job_name", interrupted)
+    monkeypatch.setattr(submission, "reduce_spec", interrupted)
     with pytest.raises(InterruptedRunError, match="cancelled"):
         stage.call(submit, run.path, "--wait")
     assert len(run.read_jobs(1)) == 2
@@ -293,7 +291,7 @@ def test_outcome(tmp_path, status, kind):
     """The command's error, and so its exit code, is the reduce job's; no unknown end counts as success."""
     told = Told(s0=TaskStatus(State.COMPLETED, exit_code=0), reduce=status)
     report, attempt = submitted(write_run(tmp_path, 1), 1, told).collect()
-    error = common.choose_outcome(report, attempt, cancelled=False)
+    error = waiting.choose_outcome(report, attempt, cancelled=False)
     assert type(error) is (kind or type(None))
-    assert isinstance(common.choose_outcome(report, attempt, cancelled=True), InterruptedRunError)
-    assert isinstance(common.choose_outcome(report, None, cancelled=False), InterruptedRunError)
+    assert isinstance(waiting.choose_outcome(report, attempt, cancelled=True), InterruptedRunError)
+    assert isinstance(waiting.choose_outcome(report, None, cancelled=False), InterruptedRunError)

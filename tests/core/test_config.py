@@ -326,7 +326,7 @@ def test_a_frozen_config_reads_back_the_same(data: dict[str, Any]) -> None:
 
 def test_the_examples_that_we_ship_are_good() -> None:
     """Every config of configs/ is read without complaint."""
-    found = sorted((Path(__file__).parents[2] / "configs").rglob("*.toml"))
+    found = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
     assert found
     for path in found:
         read_config(path, {})

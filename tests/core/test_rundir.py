@@ -13,7 +13,7 @@ import pytest
 from run_kit import MadeRun, make_item, make_plan
 
 from pipeline.errors import ConfigError, UsageError
-from pipeline.records import FORMAT, AttemptPlan, Heartbeat, Job, ManifestIndex, Receipt, RunRecord
+from pipeline.records import FORMAT, ArrayPlan, AttemptPlan, Heartbeat, Job, ManifestIndex, Receipt, RunRecord
 from pipeline.rundir import RunDir, decode_record, encode_record, read_record
 
 
@@ -37,7 +37,7 @@ def plan_of(attempt: int) -> AttemptPlan:
     """Some attempt's plan."""
     return AttemptPlan(
         format=FORMAT, run="r", attempt=attempt, manifest_sha256="0" * 64, scheduler="local", created="now",
-        shards=[0, 1], tasks=1, connections=8,
+        shards=[0, 1], tasks=1, connections=8, tag="7e", cluster="", arrays=[ArrayPlan(0, 2, 1)],
     )  # fmt: skip
 
 

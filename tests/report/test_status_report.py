@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records import Job
-from pipeline.report.explain import ShardState, classify_shard, exit_meanings, explain_exit, explain_task
+from pipeline.report.explain import Cause, ShardState, classify_shard, exit_meanings, explain_exit, explain_task
 from pipeline.report.failed import make_failed
 from pipeline.report.progress import PlainView, RichView, choose_view
 from pipeline.report.receipts import read_todo
@@ -187,12 +187,13 @@ STATUSES = st.none() | st.builds(
 )
 def test_only_receipts_prove(receipt, damage, status, heartbeat):
     """No scheduler word makes a shard done; unknown stays unknown; whatever is dead has a reason."""
-    state, reason = classify_shard(receipt, damage, status, heartbeat)
+    state, reason, cause = classify_shard(receipt, damage, status, heartbeat)
     assert (state is ShardState.DONE) == (receipt is not None and receipt.state == "complete")
     if receipt is None and status is not None and status.state is State.UNKNOWN:
         assert state is ShardState.UNKNOWN
     if state in {ShardState.DEAD, ShardState.UNKNOWN, ShardState.PARTIAL}:
         assert reason
+        assert cause
 
 
 @pytest.mark.parametrize(
@@ -218,8 +219,9 @@ def test_reasons(status, words):
 
 def test_contradiction_is_told():
     """A task that ended well without a receipt is dead, and the contradiction is told."""
-    state, reason = classify_shard(None, "", TaskStatus(State.COMPLETED, exit_code=0), None)
+    state, reason, cause = classify_shard(None, "", TaskStatus(State.COMPLETED, exit_code=0), None)
     assert state is ShardState.DEAD
+    assert cause is Cause.LOST
     assert "left no receipt" in reason
 
 

@@ -30,7 +30,7 @@ from pipeline.records import (
     ShardEntry,
 )
 from pipeline.rundir import RunDir, encode_record, freeze_config
-from pipeline.schedulers.attempt import SCRIPTS
+from pipeline.schedulers.submission import SCRIPTS
 
 SHA = "5" * 64
 SHARD_BYTES = 1000

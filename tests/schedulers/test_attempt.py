@@ -15,16 +15,10 @@ from pipeline.errors import UsageError
 from pipeline.process import identify_process
 from pipeline.records import Job
 from pipeline.rundir import encode_record
-from pipeline.schedulers.attempt import (
-    Liveness,
-    check_idle,
-    classify_liveness,
-    plan_attempt,
-    read_attempt,
-    submit_attempt,
-)
-from pipeline.schedulers.base import SchedulerError, State, TaskStatus, job_keys
+from pipeline.schedulers.attempt import Liveness, check_idle, classify_liveness, plan_attempt, read_attempt
+from pipeline.schedulers.base import Bounds, SchedulerError, State, TaskStatus, job_keys
 from pipeline.schedulers.choose import choose_scheduler, open_scheduler
+from pipeline.schedulers.submission import submit_attempt
 from pipeline.settings import Limits
 from tests.schedulers.fake_run import SHA, write_run
 
@@ -39,8 +33,10 @@ class Paper:
         self.refuse_reduce = refuse_reduce
         self.state = State.COMPLETED
 
-    def slots(self):
-        return None
+    poll = 0.0
+
+    def bounds(self):
+        return Bounds()
 
     def submit_array(self, spec):
         self.specs.append(spec)
@@ -65,7 +61,15 @@ class Paper:
 def plan(shards, limits, slots=None):
     """Plan attempt 1 of a run."""
     return plan_attempt(
-        shards, limits, run="r", attempt=1, manifest_sha256=SHA, scheduler="local", slots=slots, created=""
+        shards,
+        limits,
+        run="r",
+        attempt=1,
+        manifest_sha256=SHA,
+        scheduler="local",
+        bounds=Bounds(slots=slots),
+        created="",
+        tag="t",
     )
 
 
@@ -160,7 +164,7 @@ def test_unknown_is_never_ended(states):
     job, reduce = Job(kind="array", name="", id="1", length=len(states)), Job(kind="reduce", name="", id="2")
     found = {("1", index): TaskStatus(state) for index, state in enumerate(states)}
     found["2", 0] = TaskStatus(State.COMPLETED)
-    made = classify_liveness(plan([0], Limits()), [job, reduce], found, submitter_alive=False)
+    made = classify_liveness([job, reduce], found, submitter_alive=False)
     if {State.PENDING, State.RUNNING} & set(states):
         assert made is Liveness.ALIVE
     else:
@@ -168,11 +172,11 @@ def test_unknown_is_never_ended(states):
 
 
 def test_choose_scheduler(tmp_path):
-    """`slurm` is refused in one line, `auto` takes the local scheduler and says so where Slurm is there."""
-    with pytest.raises(UsageError):
-        choose_scheduler("slurm")
-    assert choose_scheduler("auto", lambda _: None) == ("local", "")
-    name, notice = choose_scheduler("auto", lambda _: "/usr/bin/sbatch")
-    assert (name, "sbatch" in notice) == ("local", True)
-    with pytest.raises(UsageError):
-        open_scheduler("slurm", write_run(tmp_path, 1))
+    """`auto` takes Slurm where there is an sbatch; `slurm` without one is refused, as is a scheduler nobody knows."""
+    with pytest.raises(UsageError, match="no sbatch"):
+        choose_scheduler("slurm", lambda _: None)
+    assert choose_scheduler("auto", lambda _: None) == "local"
+    assert choose_scheduler("auto", lambda _: "/usr/bin/sbatch") == "slurm"
+    assert choose_scheduler("local", lambda _: "/usr/bin/sbatch") == "local"
+    with pytest.raises(UsageError, match="submitted to the scheduler 'moon'"):
+        open_scheduler("moon", write_run(tmp_path, 1))

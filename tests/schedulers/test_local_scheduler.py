@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.process import ProcessId, identify_process, process_alive, signal_process
-from pipeline.schedulers.attempt import SCRIPTS, Liveness, read_attempt, submit_attempt
+from pipeline.schedulers.attempt import Liveness, read_attempt
 from pipeline.schedulers.base import ReduceSpec, SchedulerError, State, alive, ended
 from pipeline.schedulers.local import LocalScheduler
 from pipeline.schedulers.local_state import (
@@ -30,6 +30,7 @@ from pipeline.schedulers.local_state import (
     read_state,
     write_state,
 )
+from pipeline.schedulers.submission import SCRIPTS, submit_attempt
 from tests.schedulers.fake_run import end_process, process_lives, wait_until, write_run
 
 LIMITS = Limits(time=100.0, lead=20.0, kill=5.0)

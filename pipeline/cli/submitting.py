@@ -1,0 +1,278 @@
+"""What `submit`, `run` and `resume` share: their options, planning from a config, submitting, and waiting."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import msgspec
+
+from pipeline.cli.common import Echo, check_exists, follow_up, open_collector
+from pipeline.cli.waiting import must_wait, wait_to_end
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.plan.planner import Plan
+    from pipeline.records import AttemptPlan
+    from pipeline.report.receipts import Todo
+    from pipeline.report.status import Collector
+    from pipeline.schedulers.base import Bounds, Scheduler
+    from pipeline.settings import Config
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OPTIONS = (
+    click.option(
+        "--scheduler",
+        type=click.Choice(["auto", "slurm", "local"]),
+        default="auto",
+        show_default=True,
+        envvar="MEDHAUL_SCHEDULER",
+        help="Where the tasks run; auto: Slurm where there is an sbatch. Also by MEDHAUL_SCHEDULER.",
+    ),
+    click.option(
+        "--sbatch",
+        "extra",
+        multiple=True,
+        metavar="--NAME=VALUE",
+        help="An option of sbatch for this submission only, such as --sbatch=--qos=high; may be repeated.",
+    ),
+    click.option(
+        "--assume-dead",
+        is_flag=True,
+        help="Go on although an earlier attempt may still be at work, because you know that it is not.",
+    ),
+)
+
+
+def submit_options(command: F) -> F:
+    """Add the options that all commands have which submit."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+class Wishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command that submits was asked for.
+
+    Attributes
+    ----------
+    extra
+        Options of sbatch.
+    states
+        Of the shards without a good receipt only those with such a cause; empty: all.
+    go_on
+        Submit the rest of an attempt whose submission was broken off.
+    """
+
+    scheduler: str = "auto"
+    dry_run: bool = False
+    wait: bool = False
+    assume_dead: bool = False
+    extra: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+    go_on: bool = False
+
+
+def submit_target(target: Path, echo: Echo, wishes: Wishes) -> None:
+    """Do what `submit`, `run` and `resume` promise. Raises `MedhaulError`."""
+    from pipeline.report.render import render_archives
+    from pipeline.report.watch import Interrupts, wait_while_stopping
+    from pipeline.schedulers.choose import choose_scheduler
+
+    backend = choose_scheduler(wishes.scheduler)  # refuses an impossible choice before a long planning
+    check_extra(wishes.extra)
+    check_exists(target)
+    path = target
+    if not target.is_dir():
+        plan, config = plan_file(target, echo, dry_run=wishes.dry_run)
+        path = Path(config.storage.root) / config.run.name if plan.run is None else plan.run.path
+        if not (path / "run.json").exists():
+            show_unplanned(path, plan, config, backend, wishes, echo)
+            return
+    collector = open_collector(path, wishes.extra)
+    wait = wishes.wait
+    if not wishes.dry_run:
+        wait_while_stopping(collector, echo.note)
+        if must_wait(backend) and not wait:
+            echo.note("inside a Slurm job, whose end would take the tasks with it: waiting for them")
+            wait = True
+    interrupts = Interrupts()
+    with interrupts if wait and not wishes.dry_run else contextlib.nullcontext():
+        made = continue_todo(collector, echo, wishes) if wishes.go_on else submit_todo(collector, echo, wishes)
+        if wishes.dry_run:
+            return
+        if made is None:
+            for line in render_archives(collector.collect()[0]):
+                echo.say(f"archive  {line}")
+            return
+        for line in follow_up(collector.run):
+            echo.say(line)
+        if wait:
+            wait_to_end(collector, echo, interrupts)
+
+
+def check_extra(extra: Collection[str]) -> None:
+    """Raise `UsageError` for an option of sbatch that cannot be passed on."""
+    from pipeline.config_slurm import KEYS, option_problem
+
+    for option in extra:
+        name = option.removeprefix("--").partition("=")[0]
+        again = option.startswith("--") and "=" in option and name in KEYS and not name.startswith("mem-")
+        if not again and (problem := option_problem(option)):
+            raise UsageError(f"--sbatch={option}: {problem}", hint="such as: --sbatch=--partition=long")
+
+
+def plan_file(path: Path, echo: Echo, *, dry_run: bool) -> tuple[Plan, Config]:
+    """Plan the run that a config file describes, and tell what is planned. Raises what the planner raises."""
+    from pipeline.cli.plan import make_plan, render_plan
+    from pipeline.config import read_config
+
+    config = read_config(path)
+    plan = make_plan(config, dry_run=dry_run)
+    echo.say(render_plan(plan, config))
+    return plan, config
+
+
+def render_attempt(plan: AttemptPlan) -> str:
+    """An attempt in one line. Pure."""
+    tasks = f"{len(plan.shards)} tasks, {plan.tasks} at a time with {plan.connections} connections each, then "
+    return (
+        f"attempt  {plan.attempt:03d} on the {plan.scheduler} scheduler: {tasks if plan.shards else ''}the reduce job"
+    )
+
+
+def show_commands(scheduler: Scheduler, path: Path, logs: Path, plan: AttemptPlan, echo: Echo) -> None:
+    """Print exactly what would be submitted, in order."""
+    from pipeline.schedulers.submission import array_specs, reduce_spec
+
+    echo.say(f"run      {path}")
+    echo.say(render_attempt(plan))
+    echo.say(f"logs     {logs}")
+    places = [f"ID{number}" for number in range(len(plan.arrays))]
+    for number, (spec, array) in enumerate(zip(array_specs(path, logs, plan), plan.arrays, strict=True)):
+        after = [places[array.after]] if array.after >= 0 else []
+        echo.say(
+            f"array {number}: tasks {spec.offset} to {spec.offset + spec.length - 1}, MEDHAUL_OFFSET={spec.offset}"
+        )
+        echo.say(f"  {scheduler.describe(spec, after)}")
+    echo.say("reduce:" + (f" ID0 to ID{len(places) - 1} stand for the ids of the arrays" if places else ""))
+    echo.say(f"  {scheduler.describe(reduce_spec(path, logs, plan), places)}")
+    echo.say("dry run: nothing was submitted")
+
+
+def show_unplanned(path: Path, plan: Plan, config: Config, backend: str, wishes: Wishes, echo: Echo) -> None:
+    """Print what would be submitted for a run that is not planned yet."""
+    from pipeline.rundir import RunDir
+    from pipeline.schedulers.choose import open_scheduler
+    from pipeline.schedulers.submission import draft_attempt
+
+    scheduler = open_scheduler(backend, RunDir(path), wishes.extra, config)
+    draft = draft_attempt(
+        range(plan.shards), config, scheduler=scheduler, bounds=scheduler.bounds(), after=0,
+        manifest_sha256=plan.manifest_sha256,
+    )  # fmt: skip
+    show_commands(scheduler, path, Path(config.storage.logs) / path.name / "001", draft, echo)
+
+
+def read_todo_of(collector: Collector) -> Todo:
+    """What a new attempt of the run would have to do."""
+    from pipeline.report.receipts import read_todo
+
+    collector.book.refresh()
+    return read_todo(collector.run, collector.index, collector.book)
+
+
+def submit_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPlan | None:
+    """Submit what is missing, as far as it is wanted; None when nothing is, or at a dry run.
+
+    Raises
+    ------
+    UsageError
+        When an earlier attempt is, or may be, at work.
+    """
+    from pipeline.schedulers.attempt import check_idle
+    from pipeline.schedulers.choose import choose_scheduler
+    from pipeline.schedulers.submission import draft_attempt, submit_attempt
+
+    run = collector.run
+    backend = collector.scheduler(choose_scheduler(wishes.scheduler))
+    newest = collector.attempt()
+    bounds: Bounds | None = None
+    if newest is not None and newest.plan.cluster and backend.name == newest.plan.scheduler:
+        bounds = backend.bounds()
+    check_idle(run, newest, assume_dead=wishes.assume_dead, cluster=bounds.cluster if bounds else "")
+    todo = read_todo_of(collector)
+    for shard, why in todo.shards.items():
+        if why.startswith("damaged") or (echo.verbose and newest is not None):
+            echo.note(f"shard {shard:06d}: {why}")
+    if not todo.shards and not todo.reduce:
+        echo.say(f"{run.path}: nothing to do, all shards have good receipts and all archives are built")
+        return None
+    shards = choose_shards(collector, list(todo.shards), wishes.states)
+    if wishes.states:
+        echo.note(f"{len(shards)} of {len(todo.shards)} shards without a good receipt: {', '.join(wishes.states)}")
+        if not shards and todo.shards:
+            raise UsageError(
+                f"{run.path}: no shard has such a cause: {', '.join(wishes.states)}", hint="`medhaul status` names them"
+            )
+    number = newest.plan.attempt if newest else 0
+    bounds = bounds or backend.bounds()
+    if wishes.dry_run:
+        sha256 = collector.record.manifest_sha256
+        made = draft_attempt(
+            shards, run.read_config(), scheduler=backend, bounds=bounds, after=number, manifest_sha256=sha256
+        )
+        show_commands(backend, run.path, run.logs(made.attempt), made, echo)
+        return None
+    plan = submit_attempt(run, backend, shards, after=number, bounds=bounds)
+    show_submitted(collector, plan, echo)
+    return plan
+
+
+def continue_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPlan | None:
+    """Submit the rest of the newest attempt, whose submission was broken off. Raises `UsageError`."""
+    from pipeline.schedulers.submission import check_continuable, continue_attempt
+
+    attempt = collector.attempt()
+    if attempt is None:
+        raise UsageError(f"{collector.run.path}: nothing was submitted yet", hint="leave --continue out")
+    check_continuable(collector.run, attempt, assume_dead=wishes.assume_dead)
+    if wishes.dry_run:
+        echo.say(f"{collector.run.path}: --continue would submit what is missing of attempt {attempt.plan.attempt:03d}")
+        return None
+    backend = collector.scheduler(attempt.plan.scheduler)
+    plan = continue_attempt(collector.run, backend, attempt)
+    show_submitted(collector, plan, echo)
+    return plan
+
+
+def show_submitted(collector: Collector, plan: AttemptPlan, echo: Echo) -> None:
+    """Tell what was submitted."""
+    echo.say(f"run      {collector.run.path}")
+    echo.say(render_attempt(plan))
+    ids = [f"{job.kind} {job.id}" for job in collector.run.read_jobs(plan.attempt)]
+    echo.say(f"jobs     {', '.join(ids)}")
+    echo.say(f"logs     {collector.run.logs(plan.attempt)}")
+
+
+def choose_shards(collector: Collector, shards: list[int], states: Collection[str]) -> list[int]:
+    """Choose of shards without a good receipt those whose cause is among `states`; all when there are none."""
+    if not states:
+        return shards
+    causes = {view.shard: view.cause for view in collector.collect()[0].open}
+    return [shard for shard in shards if causes.get(shard) in states]
+
+
+def parse_states(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """Read `--states A,B`: words of `explain.Cause`. Raises `click.BadParameter`."""
+    from pipeline.report.explain import Cause
+
+    asked = tuple(word.strip().lower() for word in (value or "").split(",") if word.strip())
+    for word in asked:
+        if word not in set(Cause):
+            raise click.BadParameter(f"{word!r} is none of {', '.join(Cause)}")
+    return asked
