@@ -23,7 +23,15 @@ StatusKind = Literal["error-500", "error-503", "slow-down", "forbidden", "html",
 BodyKind = Literal["reset", "stall", "drip", "truncate", "flip"]
 # On an object: a GET or HEAD of it, or how listings show it.
 ObjectKind = Literal["vanish", "short", "ignore-range", "etag-get", "etag-list", "etag-both", "hide", "extra"]
-FaultKind = Literal[StatusKind, BodyKind, ObjectKind]
+# On a request to NBIA: its refusals, its lists and its zips; see `pipeline.demo.nbia_faults`.
+NbiaKind = Literal[
+    "error-400", "error-401", "error-429", "error-502", "error-504",
+    "empty", "blank-rows", "drop-keys", "null-text", "string-numbers", "single-object", "duplicate-rows", "hide-rows",
+    "wrong-count", "wrong-size",
+    "zip-short", "zip-cut-entry", "zip-hole", "zip-empty", "zip-licence",
+    "md5-wrong", "md5-missing", "md5-extra", "md5-short", "shuffle",
+]  # fmt: skip
+FaultKind = Literal[StatusKind, BodyKind, ObjectKind, NbiaKind]
 
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 STATUS_KINDS: tuple[StatusKind, ...] = get_args(StatusKind)
@@ -63,6 +71,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         within the body), `flip` (one bit of the body is wrong), `short` (fewer bytes, and a Content-Length that says
         so), `vanish` (listed, but 404), `ignore-range` (200 with the whole object), `etag-get`, `etag-list`,
         `etag-both` (a wrong ETag there), `hide` (not listed), `extra` (a second name of it is listed and served).
+        Those of NBIA are told in `pipeline.demo.nbia_faults`.
     on
         `object` or `list`: requests for objects, or listings, whose prefix is then matched as the key.
     times
@@ -75,6 +84,8 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Of a stall or delay; for `slow-down` the Retry-After, 0 for none.
     rate
         Bytes a second of a drip.
+    names
+        Of `drop-keys` the keys, of `hide-rows` the values; none: a choice of its own.
     """
 
     kind: FaultKind
@@ -85,6 +96,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     at: float = 0.5
     seconds: float = 0.0
     rate: float = 20_000.0
+    names: tuple[str, ...] = ()
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

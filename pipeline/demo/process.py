@@ -118,9 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             temporary.write_text(f"{site.port}\n")
             temporary.replace(options.port_file)
         print(json.dumps({"url": site.url, "buckets": sorted(store.buckets)}), flush=True)
-        birth = _birth(parent)
+        birth = birth_of(parent)
         end = time.monotonic() + options.lifetime
-        while not stop.wait(_WATCH) and time.monotonic() < end and _is_alive(parent, birth):
+        while not stop.wait(_WATCH) and time.monotonic() < end and is_alive(parent, birth):
             pass
     return 0
 
@@ -142,7 +142,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _birth(pid: int) -> str:
+def birth_of(pid: int) -> str:
     """When a process began, where the system tells (Linux), so that a number used again is not taken for it.
 
     A process that has ended and was not yet waited for has none.
@@ -154,11 +154,12 @@ def _birth(pid: int) -> str:
         return ""
 
 
-def _is_alive(pid: int, birth: str) -> bool:
+def is_alive(pid: int, birth: str) -> bool:
+    """Whether the process still runs that had this `birth_of`."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass  # it lives, but belongs to somebody else
-    return _birth(pid) == birth
+    return birth_of(pid) == birth

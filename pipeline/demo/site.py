@@ -66,6 +66,8 @@ class DemoSite:
         After so many the site closes the connection; 0: never.
     faults_file
         Read again whenever it changes, in place of `faults`; see `faults.FaultPlan`.
+    listener
+        A listening socket that other processes may share, in place of one of its own on `port`.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class DemoSite:
         requests_per_connection: int = 0,
         faults_file: Path | None = None,
         port: int = 0,
+        listener: socket.socket | None = None,
     ) -> None:
         self.faults = faults if isinstance(faults, Faults) else Faults(faults)
         self.stats = Stats()
@@ -100,7 +103,8 @@ class DemoSite:
         self._lock = threading.Lock()
         self._open: dict[socket.socket, threading.Thread] = {}
         self._wake, self._woken = socket.socketpair()
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=1024)
+        self._listener = listener or socket.create_server(("127.0.0.1", port), backlog=1024)
+        self._listener.setblocking(False)  # another process may take the connection that woke this one
         self._port = int(self._listener.getsockname()[1])
         self._acceptor = threading.Thread(target=self._accept, name="demo-site", daemon=True)
 
@@ -156,8 +160,9 @@ class DemoSite:
                 return
             try:
                 sock, _ = self._listener.accept()
-            except ConnectionError:
-                continue  # the client gave up while it waited
+            except (ConnectionError, BlockingIOError):
+                continue  # the client gave up while it waited, or another process answers it
+            sock.setblocking(True)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(target=self._converse, args=(sock,), name="demo-connection", daemon=True)
             with self._lock:
@@ -169,7 +174,7 @@ class DemoSite:
         buffer = bytearray()
         try:
             for served in itertools.count(1):
-                request = wire.read_head(sock, buffer)
+                request = self._read(sock, buffer)
                 if request is None or self._stop.is_set():
                     return
                 last = served == self.requests_per_connection or not request.keep_alive
@@ -187,6 +192,9 @@ class DemoSite:
                 self._open.pop(sock, None)
             self.stats.connection_closed()
             sock.close()
+
+    def _read(self, sock: socket.socket, buffer: bytearray) -> Request | None:
+        return wire.read_head(sock, buffer)
 
     def _answer(self, sock: socket.socket, request: Request, *, keep_alive: bool) -> bool:
         head_only = request.method == "HEAD"

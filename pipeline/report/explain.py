@@ -6,7 +6,7 @@ import enum
 import signal
 from typing import NamedTuple
 
-from pipeline.errors import InterruptedRunError, MedhaulError, StorageError
+from pipeline.errors import InterruptedRunError, MedhaulError, StorageError, TimeLimitError
 from pipeline.records import Heartbeat, Receipt
 from pipeline.schedulers.base import SchedulerError, State, TaskStatus
 
@@ -144,6 +144,8 @@ def classify_shard(
         reason += ", but left no receipt"
     if heartbeat is not None and heartbeat.note:
         reason += f"; last words: {heartbeat.note}"
+        if cause is Cause.INTERRUPTED and heartbeat.note.startswith(TimeLimitError.__name__):
+            cause = Cause.TIMEOUT
     if problem:
         reason, cause = f"{reason}; {problem}", cause if cause is Cause.UNKNOWN else Cause.DAMAGED
     return Verdict(ShardState.UNKNOWN if cause is Cause.UNKNOWN else ShardState.DEAD, reason, cause)

@@ -121,7 +121,7 @@ def render_numbers(shards: Sequence[int]) -> str:
 def render_reduce(report: StatusReport) -> str:
     """How the reduce job stands."""
     if report.reduce is None:
-        return "not submitted"
+        return "not submitted" + ("; go on with `medhaul submit RUN --continue`" if report.attempt else "")
     if report.reduce.state == "PENDING":
         return (
             f"stuck: {report.reduce.reason}; `cancel` and `resume`" if report.reduce.stuck else "waiting for the tasks"

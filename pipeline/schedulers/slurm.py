@@ -201,7 +201,7 @@ class SlurmScheduler:
             return None
         if answer.code != 0:
             return None
-        return [row for row in parse_squeue(answer.out) if row.name in names]
+        return [row for row in parse_squeue(answer.out) if row.name in names and not row.refused]
 
     def _job_environment(self, spec: ArraySpec | ReduceSpec) -> dict[str, str]:
         environ = passed_environment(self._environ, self._config.slurm.environment)

@@ -14,7 +14,7 @@ from pipeline.settings import Config, Slurm
 from pipeline.units import render_size
 
 CPUS = 2
-REDUCE_MEMORY = 2 << 30
+REDUCE_MEMORY = 1 << 30
 TEXT_OPTIONS = ("partition", "account", "qos", "reservation", "constraint", "nodelist", "exclude", "gres")
 # What jobs get of the submitter's environment. Not all of it: slurmctld keeps a job's environment, and a site may keep
 # it in its accounting database for others to read. No TMPDIR: the login node's means nothing on a compute node.

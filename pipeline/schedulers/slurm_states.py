@@ -58,6 +58,9 @@ STUCK = {
 }  # fmt: skip
 
 
+NEVER = {"", "N/A", "Unknown"}
+
+
 class Row(msgspec.Struct, frozen=True):
     """One task or job as squeue or sacct shows it; `index` is None for a plain job."""
 
@@ -74,6 +77,11 @@ class Row(msgspec.Struct, frozen=True):
     @property
     def key(self) -> TaskKey:
         return self.job, self.index or 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether this is only what is left of a submission that was refused: slurmctld keeps a record of some."""
+        return self.word == "FAILED" and self.reason in STUCK
 
 
 def parse_squeue(text: str) -> list[Row]:
@@ -160,7 +168,7 @@ def _classify_waiting(word: str, row: Row) -> TaskStatus:
     note = STUCK.get(reason) or PATIENCE.get(reason, reason)
     if word in {"REQUEUE_HOLD", "SPECIAL_EXIT"} or "requeued held" in reason:
         note, stuck = f"held after a requeue ({row.reason or word})", True
-    elif reason == "BeginTime" and row.start not in {"", "N/A", "Unknown"}:
+    elif reason == "BeginTime" and row.start not in NEVER:
         note = f"to start again, not before {row.start}"
     if row.restarts:
         note = f"requeued {row.restarts} time{'s' if row.restarts > 1 else ''}" + (f"; waits {note}" if note else "")
