@@ -155,7 +155,7 @@ class SlurmReduce(Table, frozen=True):
 class Slurm(Table, frozen=True):
     """`[slurm]`: what the jobs ask Slurm for; names as of sbatch's options. Empty or 0: the site's default.
 
-    `memory` 0: a quarter more than `task.memory`. `cpus` 0: `task.cores`, or 2. `requeue`: how often a task that ran
+    `memory` 0: a quarter more than `task.memory`; `ask_memory` false: none is asked for, where a site refuses that. `cpus` 0: `task.cores`, or 2. `requeue`: how often a task that ran
     into its time limit puts itself back into the queue. `max_array`: tasks in one array, 0: as many as the cluster
     takes. `environment`: names of variables that the jobs get beside those every job needs; nothing else is passed on.
     `poll`: seconds between two questions to Slurm while waiting. `settle`: how long reduce waits for receipts that
@@ -172,6 +172,7 @@ class Slurm(Table, frozen=True):
     gres: str = ""
     time: Duration = Duration(0)
     memory: ByteSize = ByteSize(0)
+    ask_memory: bool = True
     cpus: int = 0
     mail_user: str = ""
     mail_type: str = ""

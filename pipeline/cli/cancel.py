@@ -39,6 +39,9 @@ def cancel(run: Path, *, quiet: bool, verbose: bool) -> None:
     scheduler.cancel(attempt.jobs)
     patience = collector.run.read_config().local.kill_wait + GRACE_SECONDS
     if not _ends_within(collector, patience, scheduler.poll):
+        if scheduler.name == "slurm":
+            echo.say(f"{collector.run.path}: told to stop; Slurm kills what is left after its KillWait; then: {resume}")
+            return
         echo.note(f"not stopped after {patience:.0f} s: killing what is left")
         scheduler.cancel(attempt.jobs, force=True)
         if not _ends_within(collector, GRACE_SECONDS, scheduler.poll):

@@ -29,6 +29,7 @@ COMMANDS = {
     "ls": "pipeline.cli.ls:ls",
     "extract": "pipeline.cli.extract:extract",
     "query": "pipeline.cli.query:query",
+    "init": "pipeline.cli.init:init_folder",
     "demo": "pipeline.cli.demo:demo",
 }
 SHORT_HELP = {
@@ -46,6 +47,7 @@ SHORT_HELP = {
     "ls": "List an archive's content from its index.",
     "extract": "Read items or files out of an archive.",
     "query": "Explore an archive site.",
+    "init": "Write scripts, example configs and site profiles to a folder.",
     "demo": "A whole haul from an embedded archive site.",
 }
 

@@ -21,6 +21,7 @@ from pipeline.atomic import storage_errors
 from pipeline.records import AttemptPlan, Job
 from pipeline.rundir import RunDir
 from pipeline.schedulers.base import (
+    ENV,
     HOME,
     ArraySpec,
     Bounds,
@@ -206,6 +207,9 @@ class SlurmScheduler:
     def _job_environment(self, spec: ArraySpec | ReduceSpec) -> dict[str, str]:
         environ = passed_environment(self._environ, self._config.slurm.environment)
         environ.setdefault(HOME, str(Path(pipeline.__file__).resolve().parent.parent))
+        for name in (HOME, ENV):  # jobs begin in another folder than the one this command was called in
+            if environ.get(name):
+                environ[name] = os.path.abspath(environ[name])  # noqa: PTH100 - text is what is asked for
         return medhaul_first(environ) | job_variables(spec)
 
     # -- states --------------------------------------------------------------------------------------------------
@@ -223,17 +227,17 @@ class SlurmScheduler:
         for key in wanted:
             status = live.get(key) or past.get(key)
             if status is None:
-                status = self._missing(key, jobs, trouble)
+                listed = any(row.job == key[0] for row in rows)
+                status = self._missing(key, jobs, trouble, others_listed=listed)
             if key in again and key in deaths:
                 status = _with_note(status, deaths[key])
             found[key] = status
         return found
 
-    def cancel(self, jobs: Sequence[Job], *, force: bool = False) -> None:
+    def cancel(self, jobs: Sequence[Job], *, force: bool = False) -> None:  # noqa: ARG002 - Slurm kills by itself
         if not jobs:
             return
-        options = ["--signal=KILL", "--full"] if force else []
-        answer = self.calls("scancel", *options, *(job.id for job in jobs))
+        answer = self.calls("scancel", *(job.id for job in jobs))
         if answer.code != 0 and not NO_SUCH_JOB.search(answer.err) and "already" not in answer.err:
             raise SchedulerError(f"scancel: {answer.said}", hint="try again when the controller answers")
 
@@ -279,10 +283,12 @@ class SlurmScheduler:
         names = {job.id: job.name for job in jobs}
         return [row for row in parse_sacct(answer.out) if row.name == names.get(row.job)]
 
-    def _missing(self, key: TaskKey, jobs: Sequence[Job], trouble: str) -> TaskStatus:
+    def _missing(self, key: TaskKey, jobs: Sequence[Job], trouble: str, *, others_listed: bool) -> TaskStatus:
         """The status of a task that neither the queue nor accounting knows."""
         if trouble:
             return TaskStatus(State.UNKNOWN, note=trouble)
+        if others_listed:  # Slurm knows its array, and all of it that is alive
+            return TaskStatus(State.GONE, note="no longer in the queue, as when cancelled while it waited")
         submitted = next(job.submitted for job in jobs if job.id == key[0])
         if submitted and self._clock() - submitted > GONE_SECONDS:
             return TaskStatus(State.GONE, note="Slurm has forgotten it")

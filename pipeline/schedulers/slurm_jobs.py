@@ -86,7 +86,9 @@ def resource_options(config: Config, *, reduce: bool) -> list[str]:
     made = [f"--{name}={table[name]}" for name in TEXT_OPTIONS if table[name]]
     if table["time"]:
         made.append(f"--time={render_time(table['time'])}")
-    made += [f"--mem={math.ceil(memory / (1 << 20))}M", f"--cpus-per-task={cpus}"]
+    if config.slurm.ask_memory:
+        made.append(f"--mem={math.ceil(memory / (1 << 20))}M")
+    made.append(f"--cpus-per-task={cpus}")
     if reduce:  # one mail a run, not one a task
         made += [f"--mail-{name}={table[f'mail_{name}']}" for name in ("user", "type") if table[f"mail_{name}"]]
     return [*made, *table["extra"]]

@@ -129,6 +129,8 @@ def parse_exit(code: str) -> tuple[int | None, int | None]:
         number, by = int(match[1]), int(match[2])
     elif re.fullmatch(r"\d+", code):
         status = int(code) & 0xFFFF
+        if status & 0x7F and status >> 8:  # no wait status, but an error number of Slurm's own
+            return None, None
         number, by = (os.WEXITSTATUS(status), 0) if status & 0x7F == 0 else (0, os.WTERMSIG(status))
     else:
         return None, None
@@ -149,7 +151,9 @@ def classify_row(row: Row) -> TaskStatus:
     state, note = ENDED[word], LOSSES.get(word, "")
     if state is State.CANCELLED and (match := re.fullmatch(r"CANCELLED by (\d+)", row.word)):
         note = f"by user {match[1]}"
-    if state is State.FAILED and row.reason and row.reason not in {"None", "NonZeroExitCode"}:
+    if state is State.FAILED and (code, by) == (None, None):
+        note = "its node could not start it; is its log folder on shared storage?"
+    elif state is State.FAILED and row.reason not in {"", "None", "NonZeroExitCode", "JobLaunchFailure"}:
         note = row.reason
     known = state in {State.FAILED, State.COMPLETED, State.TIMEOUT}
     return TaskStatus(

@@ -40,7 +40,8 @@ def copy_source(target: Path) -> None:
     )  # fmt: skip
     names = listed.stdout.split("\0")
     if listed.returncode or "setup.cfg" not in names:
-        found = [*(ROOT / "pipeline").rglob("*"), *(ROOT / "slurm").iterdir(), *ROOT.iterdir()]
+        folders = ("pipeline", "slurm", "configs")
+        found = [*(path for name in folders for path in (ROOT / name).rglob("*")), *ROOT.iterdir()]
         names = [str(path.relative_to(ROOT)) for path in found if "__pycache__" not in path.parts]
     for name in filter(None, names):
         path = ROOT / name
@@ -78,15 +79,29 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 
 def test_wheel_holds_all_that_is_used(installed: Installed) -> None:
-    """The wheel has every module, the batch scripts, the demo's config and the mark of typing; nothing else."""
+    """The wheel has every module, the batch scripts, all configs and the mark of typing; nothing else."""
     with zipfile.ZipFile(installed.wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
     folder = installed.source / "pipeline"
     there = {f"pipeline/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()}
     scripts = {f"pipeline/slurm_scripts/{path.name}" for path in (ROOT / "slurm").glob("*.sh")}
-    assert names == there | scripts
+    configs = {f"pipeline/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.toml")}
+    assert names == there | scripts | configs
     assert len(scripts) >= 3
     assert {"pipeline/py.typed", "pipeline/demo/demo.toml"} <= names
+
+
+def test_init_of_the_wheel(installed: Installed, tmp_path: Path) -> None:
+    """`medhaul init` writes the scripts, which run, and the configs of the checkout that the wheel was made of."""
+    done = subprocess.run(
+        [installed.binaries / "medhaul", "init", "out"], cwd=tmp_path, env={"PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    for folder, pattern in (("slurm", "*.sh"), ("configs", "**/*.toml")):
+        there = {path.relative_to(ROOT): path.read_bytes() for path in (ROOT / folder).glob(pattern)}
+        assert {path: (tmp_path / "out" / path).read_bytes() for path in there} == there
+    assert all(os.access(path, os.X_OK) for path in (tmp_path / "out" / "slurm").glob("*.sh"))
 
 
 def test_demo_of_the_wheel(installed: Installed, tmp_path: Path) -> None:
