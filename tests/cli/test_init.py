@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import init as init_module
-from pipeline.cli.init import find_binaries, init_folder, package_files, render_commands, write_files
-from pipeline.cli.main import COMMANDS
+from pipeline.cli.init import find_binaries, package_files, render_commands, write_files
+from pipeline.cli.main import COMMANDS, cli
 from pipeline.config import read_config
 from pipeline.errors import StorageError, UsageError
 
@@ -28,7 +28,7 @@ HOSTILE = 'it\'s a "run" \u2013 na\u00efve $HOME `x` {0} %s *\nnew line'
 
 def call(*words: object) -> str:
     """Call the command and return what it printed; what it raised is raised."""
-    done = CliRunner().invoke(init_folder, [str(word) for word in words])
+    done = CliRunner().invoke(cli, ["init", *(str(word) for word in words)])
     if done.exception is not None:
         raise done.exception
     return done.stdout
@@ -146,7 +146,7 @@ def test_a_link_to_the_same_is_the_same(tmp_path: Path) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     """DIR that is a file is wrong usage; a file where a folder of ours would be is an error of storage."""
     (tmp_path / "file").write_text("x")
-    done = CliRunner().invoke(init_folder, [str(tmp_path / "file")])
+    done = CliRunner().invoke(cli, ["init", str(tmp_path / "file")])
     assert done.exit_code == 2  # click's own, which `medhaul` turns into 64
     (tmp_path / "slurm").write_text("x")
     with pytest.raises(StorageError, match="slurm") as caught:

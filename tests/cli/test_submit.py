@@ -195,7 +195,7 @@ def test_dry_run_submits_nothing(stage):
 
 
 def test_impossible_targets(stage):
-    """Options of sbatch that are medhaul's own, a missing path and a folder that is no run are refused with a usage error."""
+    """Options of sbatch that are medhaul's own, a missing path and a folder without a run are usage errors."""
     run = stage.run(1)
     for words in ([run.path, "--sbatch=--array=1"], [stage.root / "none"], [stage.root]):
         with pytest.raises(UsageError):
