@@ -4,20 +4,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 XDIST ?= 2
 
-.PHONY: demo test test-quick lint format setup setup-test readers bench clean
+.PHONY: demo test test-quick lint format setup setup-test readers slurm bench clean
 
 ## demo: a whole haul from the embedded archive site, with the local scheduler
 demo: $(VENV)/.demo
 	rm -rf demo-run
 	$(BIN)/medhaul demo demo-run
 
-## test: all tests; as root on Debian the third-party archive readers are installed for them
-test: $(VENV)/.test readers
+## test: all tests; as root on Debian a Slurm and third-party archive readers are installed for them
+test: $(VENV)/.test readers slurm
 	$(BIN)/python -m pytest -n $(XDIST) $(PYTEST_ARGS)
 
-## test-quick: without the tests that need third-party programs
+## test-quick: without the tests that need third-party programs or a Slurm
 test-quick: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(XDIST) -m "not external" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(XDIST) -m "not external and not slurm" $(PYTEST_ARGS)
 
 ## lint: format, lint, types, shell scripts
 lint: $(VENV)/.lint
@@ -40,6 +40,9 @@ setup-test: $(VENV)/.test
 
 readers:
 	@bash tools/install_readers.sh
+
+slurm:
+	@bash tools/install_slurm.sh
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "medhaul needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 
@@ -38,10 +39,14 @@ def main():
 
     def stop(number, _frame):
         note(signal=number, ended=time.time())
+        if "requeue" in word and number == signal.SIGUSR1:
+            array, index = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
+            subprocess.run(["scontrol", "requeue", f"{array}_{index}"], check=True)
         print(f"stopped by {number}", flush=True)
         os._exit(75)
 
-    if word.startswith("wait"):  # "wait usr1 term": stops at those signals, ignores the other of the two
+    # "wait usr1 term": stops at those signals, ignores the other of the two; with "requeue" it asks for another life
+    if word.startswith("wait"):
         for name in ("usr1", "term"):
             number = signal.Signals[f"SIG{name.upper()}"]
             signal.signal(number, stop if name in word else signal.SIG_IGN)
