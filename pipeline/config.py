@@ -25,6 +25,7 @@ ENVIRONMENT = {
     "MEDHAUL_IDC_S3_ENDPOINT": ("sources", "idc", "s3_endpoint"),
     "MEDHAUL_IDC_MIRROR_ENDPOINT": ("sources", "idc", "mirror_endpoint"),
     "MEDHAUL_IDC_INDEX": ("sources", "idc", "index"),
+    "MEDHAUL_TCIA_BASE_URL": ("sources", "tcia", "base_url"),
 }
 
 
@@ -116,7 +117,14 @@ def resolve_paths(config: Config, base: Path, file: str) -> Config:
     if idc.index != "packaged" and not idc.index.startswith(("http://", "https://")):
         idc = msgspec.structs.replace(idc, index=absolute("sources.idc.index", idc.index))
     task = msgspec.structs.replace(config.task, scratch=absolute("task.scratch", config.task.scratch))
-    return msgspec.structs.replace(config, storage=storage, sources=Sources(idc=idc), task=task)
+    credentials = absolute("sources.tcia.credentials", config.sources.tcia.credentials)
+    tcia = msgspec.structs.replace(config.sources.tcia, credentials=credentials)
+    select = config.select
+    if select.tcia is not None:
+        manifest = absolute("select.tcia.manifest", select.tcia.manifest)
+        select = msgspec.structs.replace(select, tcia=msgspec.structs.replace(select.tcia, manifest=manifest))
+    sources = Sources(idc=idc, tcia=tcia)
+    return msgspec.structs.replace(config, storage=storage, select=select, sources=sources, task=task)
 
 
 def _set_key(data: dict[str, Any], keys: tuple[str, ...], value: str) -> None:
@@ -163,6 +171,9 @@ def _table_at(where: str) -> Any:
     table: Any = Config
     for key in filter(None, where.split(".")):
         found = next((f.type for f in msgspec.structs.fields(table) if f.name == key), None)
+        found = next(
+            (kind for kind in get_args(found) if kind is not type(None)), found
+        )  # of a table that may be left out
         if not (isinstance(found, type) and issubclass(found, Table)):
             break
         table = found

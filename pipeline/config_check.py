@@ -28,8 +28,19 @@ def find_impossible(config: Config) -> list[tuple[str, str]]:
     paths = {"storage.root": config.storage.root, "storage.logs": config.storage.logs}
     for key, path in {**paths, "sources.idc.index": idc.index, "task.scratch": task.scratch}.items():
         need(path.isprintable(), key, f"{path!r} must be a path of printable letters")
-    for name, value in msgspec.structs.asdict(config.select.idc).items():
-        need(not isinstance(value, tuple) or all(value), f"select.idc.{name}", "must not hold an empty value")
+    selections = {name: table for name, table in msgspec.structs.asdict(config.select).items() if table is not None}
+    need(len(selections) == 1, "select", "needs exactly one of [select.idc], [select.tcia]")
+    for source, table in selections.items():
+        for name, value in msgspec.structs.asdict(table).items():
+            need(not isinstance(value, tuple) or all(value), f"select.{source}.{name}", "must not hold an empty value")
+    if (wanted := config.select.tcia) is not None:
+        places = (wanted.collections, wanted.patients, wanted.studies, wanted.series, wanted.cart, wanted.manifest)
+        need(any(places), "select.tcia", "needs collections, patients, studies, series, cart or manifest")
+    tcia = config.sources.tcia
+    for name, word in (("base_url", "demo"), ("nlst_base_url", "")):
+        url = getattr(tcia, name)
+        said = f"{url!r} must be {word!r} or an http:// or https:// URL without credentials"
+        need(url == word or _is_endpoint(url), f"sources.tcia.{name}", said)
     for name, word in (("s3_endpoint", "demo"), ("mirror_endpoint", "")):
         url = getattr(idc, name)
         said = f"{url!r} must be {word!r} or an http:// or https:// URL without credentials"

@@ -18,7 +18,13 @@ class IdcLocation(msgspec.Struct, frozen=True, tag="idc", tag_field="source"):
     uuid: str
 
 
-Location = IdcLocation  # a union as more sources come
+class NbiaLocation(msgspec.Struct, frozen=True, tag="nbia", tag_field="source"):
+    """Where a series of TCIA is handed out: NBIA's API at `base_url` sends it whole, by its UID, as a zip."""
+
+    base_url: str
+
+
+Location = IdcLocation | NbiaLocation
 
 
 class Item(msgspec.Struct, frozen=True):

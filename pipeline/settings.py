@@ -9,6 +9,7 @@ import msgspec
 from pipeline.units import ByteSize, Duration
 
 Content = Literal["original", "derived", "both"]
+Route = Literal["auto", "idc", "nbia"]
 ITEM_FIELDS = ("collection", "PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID")
 DEFAULT_PATH = "{collection}/{PatientID}/{StudyInstanceUID}/{Modality}_{SeriesInstanceUID}/{SOPInstanceUID}.dcm"
 
@@ -45,10 +46,32 @@ class SelectIdc(Table, frozen=True):
     where: str = ""
 
 
+class SelectTcia(Table, frozen=True):
+    """`[select.tcia]`: series by TCIA's words; every key given must hold, values within a key are alternatives.
+
+    At least one of `collections`, `patients`, `studies`, `series`, `cart` (name of a shared cart) and `manifest` (file:
+    `.tcia`, `.s5cmd`, or a table or list of SeriesInstanceUIDs) says where to look; the others choose among what is
+    found. `where` is a SQL condition over the rows (`medhaul query tcia columns`).
+    """
+
+    collections: tuple[str, ...] = ()
+    patients: tuple[str, ...] = ()
+    studies: tuple[str, ...] = ()
+    series: tuple[str, ...] = ()
+    cart: str = ""
+    manifest: str = ""
+    modalities: tuple[str, ...] = ()
+    body_parts: tuple[str, ...] = ()
+    manufacturers: tuple[str, ...] = ()
+    licences: tuple[str, ...] = ()
+    where: str = ""
+
+
 class Select(Table, frozen=True):
     """`[select]`: one source's selection."""
 
-    idc: SelectIdc
+    idc: SelectIdc | None = None
+    tcia: SelectTcia | None = None
 
 
 class SourceIdc(Table, frozen=True):
@@ -65,10 +88,25 @@ class SourceIdc(Table, frozen=True):
     mirror_endpoint: str = "https://storage.googleapis.com"
 
 
+class SourceTcia(Table, frozen=True):
+    """`[sources.tcia]`: TCIA's API (NBIA), and by which route its series come.
+
+    `base_url` ends in `/nbia-api/services` and may be `demo`; `nlst_base_url` is the host that has NLST alone. `route`:
+    `auto` takes the bytes from IDC where the pinned IDC index has the series, else from NBIA. `credentials`: a file of
+    mode 0600, for accounts; normally none is needed.
+    """
+
+    base_url: str = "https://nbia.cancerimagingarchive.net/nbia-api/services"
+    nlst_base_url: str = "https://nlst.cancerimagingarchive.net/nbia-api/services"
+    route: Route = "auto"
+    credentials: str = ""
+
+
 class Sources(Table, frozen=True):
     """`[sources]`."""
 
     idc: SourceIdc = SourceIdc()
+    tcia: SourceTcia = SourceTcia()
 
 
 class Archive(Table, frozen=True):
@@ -155,11 +193,11 @@ class SlurmReduce(Table, frozen=True):
 class Slurm(Table, frozen=True):
     """`[slurm]`: what the jobs ask Slurm for; names as of sbatch's options. Empty or 0: the site's default.
 
-    `memory` 0: a quarter more than `task.memory`; `ask_memory` false: none is asked for, where a site refuses that. `cpus` 0: `task.cores`, or 2. `requeue`: how often a task that ran
-    into its time limit puts itself back into the queue. `max_array`: tasks in one array, 0: as many as the cluster
-    takes. `environment`: names of variables that the jobs get beside those every job needs; nothing else is passed on.
-    `poll`: seconds between two questions to Slurm while waiting. `settle`: how long reduce waits for receipts that
-    shared storage may not show on its node yet.
+    `memory` 0: a quarter more than `task.memory`; `ask_memory` false: none is asked for, where a site refuses that.
+    `cpus` 0: `task.cores`, or 2. `requeue`: how often a task that ran into its time limit puts itself back into the
+    queue. `max_array`: tasks in one array, 0: as many as the cluster takes. `environment`: names of variables that the
+    jobs get beside those every job needs; nothing else is passed on. `poll`: seconds between two questions to Slurm
+    while waiting. `settle`: how long reduce waits for receipts that shared storage may not show on its node yet.
     """
 
     partition: str = ""

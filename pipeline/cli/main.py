@@ -29,6 +29,7 @@ COMMANDS = {
     "ls": "pipeline.cli.ls:ls",
     "extract": "pipeline.cli.extract:extract",
     "query": "pipeline.cli.query:query",
+    "doctor": "pipeline.cli.doctor:doctor",
     "init": "pipeline.cli.init:init_folder",
     "demo": "pipeline.cli.demo:demo",
 }
@@ -47,6 +48,7 @@ SHORT_HELP = {
     "ls": "List an archive's content from its index.",
     "extract": "Read items or files out of an archive.",
     "query": "Explore an archive site.",
+    "doctor": "Would a run work here: Slurm, scratch, storage, sites.",
     "init": "Write scripts, example configs and site profiles to a folder.",
     "demo": "A whole haul from an embedded archive site.",
 }

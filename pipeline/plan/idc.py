@@ -29,6 +29,7 @@ class IdcPlanSource:
 
     def select(self) -> Iterator[Selected]:
         """Yield the selected series by group and path. Raises `ConfigError` when nothing is selected."""
+        assert self._config.select.idc is not None, "the caller chose this source by its table"
         selection = self._index.select(self._config.select.idc)
         group_by = self._config.archive.group_by
         fill = FolderTemplate(self._config.archive.path, ITEM_FIELDS)

@@ -59,6 +59,7 @@ STUCK = {
 
 
 NEVER = {"", "N/A", "Unknown"}
+NUMBER = re.compile("[0-9]+")
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -93,14 +94,14 @@ def parse_squeue(text: str) -> list[Row]:
             values.append(line[at : at + width].strip())
             at += width
         job, index, raw, word, code, restarts, start, node, name, reason = values
-        plain = not index.isdecimal()
-        if not (raw if plain else job).isdecimal() or not word:
+        plain = NUMBER.fullmatch(index) is None
+        if not NUMBER.fullmatch(raw if plain else job) or not word:
             continue
         rows.append(
             Row(
                 job=raw if plain else job, index=None if plain else int(index), word=word, code=code, node=node,
                 name=name, reason=reason.strip("()"), start=start,
-                restarts=int(restarts) if restarts.isdecimal() else 0,
+                restarts=int(restarts) if NUMBER.fullmatch(restarts) else 0,
             )
         )  # fmt: skip
     return rows
@@ -114,7 +115,7 @@ def parse_sacct(text: str) -> list[Row]:
     rows = []
     for line in text.splitlines():
         values = line.split("|", len(SACCT_FIELDS) - 1)
-        match = re.fullmatch(r"(\d+)(?:_(\d+))?", values[0].strip())
+        match = re.fullmatch(r"([0-9]+)(?:_([0-9]+))?", values[0].strip())
         if match is None or len(values) < len(SACCT_FIELDS) or not values[1].strip():
             continue
         _, state, code, node, name = values
@@ -125,9 +126,9 @@ def parse_sacct(text: str) -> list[Row]:
 
 def parse_exit(code: str) -> tuple[int | None, int | None]:
     """Read an exit code as (code, signal), at most one of them set: `7:0`, `0:9`, or a raw wait status like 1792."""
-    if match := re.fullmatch(r"(\d+):(\d+)", code):
+    if match := re.fullmatch(r"([0-9]+):([0-9]+)", code):
         number, by = int(match[1]), int(match[2])
-    elif re.fullmatch(r"\d+", code):
+    elif NUMBER.fullmatch(code):
         status = int(code) & 0xFFFF
         if status & 0x7F and status >> 8:  # no wait status, but an error number of Slurm's own
             return None, None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote_plus, urlencode
 
 from pipeline.errors import ItemError
-from pipeline.model import Entry, Item, RemoteFile
+from pipeline.model import Entry, IdcLocation, Item, RemoteFile
 from pipeline.settings import SourceIdc
 from pipeline.sources.base import Body, Received, cut_files
 from pipeline.sources.idc_buckets import mirror_bucket
@@ -130,6 +130,13 @@ def choose_error(errors: Sequence[tuple[str, ItemError]]) -> ItemError:
     return ItemError(chosen.reason, said, transient=chosen.transient)
 
 
+def find_series(item: Item) -> IdcLocation:
+    """Where an item lies in IDC. Raises `ItemError` for one that is another source's."""
+    if not isinstance(item.location, IdcLocation):
+        raise ItemError("internal", f"it is not in IDC, but at {item.location}")
+    return item.location
+
+
 class IdcFetcher:
     """A task's way to IDC: lists and downloads from the endpoint, and from the mirror where the endpoint fails.
 
@@ -150,7 +157,7 @@ class IdcFetcher:
             counts = cut_files([file.size for file in files], entry.pieces)
             begin = sum(counts[: entry.piece])
             files = files[begin : begin + counts[entry.piece]]
-        bucket = entry.item.location.bucket
+        bucket = find_series(entry.item).bucket
         return [Body(entry, file, f"{bucket}/{file.key}:{file.size}:{file.etag}") for file in files]
 
     def list_series(self, item: Item, deadline: float) -> list[RemoteFile]:
@@ -183,7 +190,7 @@ class IdcFetcher:
 
     def _places(self, item: Item, deadline: float) -> Iterator[tuple[Place, float]]:
         """Yield where an item is, each place with its own deadline, reckoned when its turn comes."""
-        where = item.location
+        where = find_series(item)
         if not where.bucket or not where.uuid:
             raise ItemError("unavailable", "the index states no bucket or no crdc_series_uuid for it")
         endpoint, mirror = self._settings.s3_endpoint, self._settings.mirror_endpoint

@@ -2,8 +2,8 @@
 
     python saboteur.py POINT COUNT SIGNAL medhaul-arguments...
 
-SIGNAL is what the process sends itself (SIGKILL, SIGTERM, SIGUSR1), or FLIP: one bit of the raw file at hand changes.
-It exits with 99 when the point was not passed so often.
+SIGNAL is what the process sends itself (SIGKILL, SIGTERM, SIGUSR1, SIGSTOP), or FLIP: one bit of the raw file at hand
+changes. It exits with 99 when the point was not passed so often.
 """
 
 from __future__ import annotations
@@ -138,15 +138,19 @@ POINTS: dict[str, Callable[[Struck], None]] = {
     "half-line": half_line,
     "journaled": lambda strike: after(PartWriter, "close_frame", strike),
     "before-shard-index": lambda strike: before(atomic.os, "replace", strike, fits=named(".index.zst")),
-    "before-receipt": lambda strike: before(atomic.os, "replace", strike, fits=named("/000000.json")),
+    "shard-index": lambda strike: after(atomic.os, "replace", strike, fits=named(".index.zst")),
+    # Not only the file's name: the heartbeat has the same.
+    "before-receipt": lambda strike: before(atomic.os, "replace", strike, fits=named("receipts/00/000000.json")),
     "receipt": lambda strike: after(atomic.os, "replace", strike, fits=named("receipts/00/000000.json")),
     # -- of reduce
     "mid-copy": lambda strike: after(ArchiveWriter, "copy_frame", strike),
     "before-archive": lambda strike: before(atomic.os, "replace", strike, fits=named(".tar.xz")),
     "archive": lambda strike: after(atomic.os, "replace", strike, fits=named(".tar.xz")),
     "before-metadata": lambda strike: before(atomic.os, "replace", strike, fits=named(".metadata.csv")),
+    "before-index": lambda strike: before(atomic.os, "replace", strike, fits=named(".index.jsonl.zst")),
     "index": lambda strike: after(atomic.os, "replace", strike, fits=named(".index.jsonl.zst")),
     "before-checksums": lambda strike: before(atomic.os, "replace", strike, fits=named("SHA256SUMS")),
+    "checksums": lambda strike: after(atomic.os, "replace", strike, fits=named("SHA256SUMS")),
     "removing": lambda strike: after(Path, "unlink", strike, fits=in_parts),
 }
 

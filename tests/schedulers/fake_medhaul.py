@@ -40,6 +40,7 @@ def main():
     def stop(number, _frame):
         note(signal=number, ended=time.time())
         if "requeue" in word and number == signal.SIGUSR1:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it follows at once, and would be noted as what ended us
             array, index = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
             subprocess.run(["scontrol", "requeue", f"{array}_{index}"], check=True)
         print(f"stopped by {number}", flush=True)
