@@ -123,12 +123,12 @@ class SlurmScheduler:
         rows = self._find_named(list(expected))
         if rows is None:
             return None
-        self._recovered = rows
+        self._recovered, now = rows, self._clock()
         ids: dict[str, str] = {}
         for row in sorted(rows, key=lambda row: int(row.job)):
             ids.setdefault(row.name, row.job)
         return [
-            Job(kind=job.kind, name=name, id=ids[name], offset=job.offset, length=job.length)
+            Job(kind=job.kind, name=name, id=ids[name], offset=job.offset, length=job.length, submitted=now)
             for name, job in expected.items()
             if name in ids
         ]

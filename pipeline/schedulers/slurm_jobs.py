@@ -122,7 +122,7 @@ def parse_job_id(out: str) -> tuple[str, str]:
     A site's wrapper may print other things: the last line of the right form counts. Raises ValueError when none has it.
     """
     for line in reversed(out.splitlines()):
-        match = re.fullmatch(r"([0-9]+)(?:;(\S+))?", line.strip())
+        match = re.fullmatch(r"([0-9]{1,20})(?:;(\S+))?", line.strip())
         if match:
             return match[1], match[2] or ""
     raise ValueError("no job id in what sbatch printed")

@@ -59,7 +59,7 @@ STUCK = {
 
 
 NEVER = {"", "N/A", "Unknown"}
-NUMBER = re.compile("[0-9]+")
+NUMBER = re.compile("[0-9]{1,20}")
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -115,7 +115,7 @@ def parse_sacct(text: str) -> list[Row]:
     rows = []
     for line in text.splitlines():
         values = line.split("|", len(SACCT_FIELDS) - 1)
-        match = re.fullmatch(r"([0-9]+)(?:_([0-9]+))?", values[0].strip())
+        match = re.fullmatch(r"([0-9]{1,20})(?:_([0-9]{1,20}))?", values[0].strip())
         if match is None or len(values) < len(SACCT_FIELDS) or not values[1].strip():
             continue
         _, state, code, node, name = values
@@ -126,7 +126,7 @@ def parse_sacct(text: str) -> list[Row]:
 
 def parse_exit(code: str) -> tuple[int | None, int | None]:
     """Read an exit code as (code, signal), at most one of them set: `7:0`, `0:9`, or a raw wait status like 1792."""
-    if match := re.fullmatch(r"([0-9]+):([0-9]+)", code):
+    if match := re.fullmatch(r"([0-9]{1,20}):([0-9]{1,20})", code):
         number, by = int(match[1]), int(match[2])
     elif NUMBER.fullmatch(code):
         status = int(code) & 0xFFFF
