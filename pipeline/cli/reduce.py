@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.errors import InterruptedRunError
+
 if TYPE_CHECKING:
     from pipeline.rundir import RunDir
 
@@ -42,9 +44,14 @@ def reduce(run: Path, allow_partial: bool) -> None:
 
     run_dir = RunDir.open(run)
     settle = run_dir.read_config().slurm.settle if is_slurm_job(run_dir, os.environ) else 0.0
-    with signal_handlers({signal.SIGTERM: _stop, signal.SIGINT: _stop, signal.SIGUSR1: _go_on}):
-        wait_for_receipts(run_dir, settle)
-        outcomes = reduce_run(run_dir, allow_partial=allow_partial, on_progress=progress)
+    try:
+        with signal_handlers({signal.SIGTERM: _stop, signal.SIGINT: _stop, signal.SIGUSR1: _go_on}):
+            wait_for_receipts(run_dir, settle)
+            outcomes = reduce_run(run_dir, allow_partial=allow_partial, on_progress=progress)
+    except _Stopped as stopped:
+        raise InterruptedRunError(
+            f"reduce was stopped by {stopped}", hint="run it again: `medhaul reduce RUN`"
+        ) from None
     for outcome in outcomes:
         if outcome.line is not None:
             line = outcome.line
@@ -68,9 +75,9 @@ def _go_on(number: int, _: object) -> None:
     os.write(sys.stderr.fileno(), said.encode())  # at once: a buffered stream may be in the middle of a line
 
 
-def _stop(number: int, _: object) -> None:
-    from pipeline.errors import InterruptedRunError
+class _Stopped(BaseException):
+    """Told to stop. No `Exception`: a handler runs between any two steps, also where logging lets no error out."""
 
-    raise InterruptedRunError(
-        f"reduce was stopped by {signal.Signals(number).name}", hint="run it again: `medhaul reduce RUN`"
-    )
+
+def _stop(number: int, _: object) -> None:
+    raise _Stopped(signal.Signals(number).name)

@@ -27,6 +27,7 @@ FILE_MEMORY = 5 << 10
 FILES_AHEAD = 20_000
 # Of a bound that is enforced by killing: the rest is for the interpreter's own and for what the kernel counts as ours.
 USABLE_MEMORY = 0.9
+COUNT_DIGITS = 20  # of 2**64
 UNBOUNDED_MEMORY = 1 << 60  # what a control group without a bound says in its first version is near 2**63
 SHARED_KINDS = frozenset(
     {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "fuse.sshfs", "afs", "panfs"}
@@ -44,11 +45,15 @@ class Workers(NamedTuple):
     files: int = 20_000  # that may be under way at once
 
 
+def parse_count(text: str) -> int:
+    """A whole number as Slurm and the kernel write it; 0 for anything else, also for one that cannot be meant. Pure."""
+    return int(text) if len(text) <= COUNT_DIGITS and text.isdecimal() else 0
+
+
 def granted_cores(environ: Mapping[str, str]) -> int:
     """Cores that the scheduler grants this process: never more than its affinity."""
     affinity = len(os.sched_getaffinity(0))
-    text = environ.get("SLURM_CPUS_PER_TASK", "")
-    return max(1, min(affinity, int(text))) if text.isdecimal() and int(text) else affinity
+    return min(affinity, parse_count(environ.get("SLURM_CPUS_PER_TASK", "")) or affinity)
 
 
 def granted_memory(environ: Mapping[str, str], root: Path = Path("/")) -> int | None:
@@ -58,17 +63,17 @@ def granted_memory(environ: Mapping[str, str], root: Path = Path("/")) -> int | 
     this process (cgroups(7)). `root` is the root of the file system.
     """
     bounds = []
-    node, cpu = environ.get("SLURM_MEM_PER_NODE", ""), environ.get("SLURM_MEM_PER_CPU", "")
-    cpus = environ.get("SLURM_CPUS_PER_TASK") or environ.get("SLURM_CPUS_ON_NODE", "")
-    if node.isdecimal() and int(node):
-        bounds.append(int(node) << 20)
-    elif cpu.isdecimal() and int(cpu):
-        bounds.append((int(cpu) << 20) * (int(cpus) if cpus.isdecimal() and int(cpus) else 1))
+    node, cpu = (parse_count(environ.get(f"SLURM_MEM_PER_{each}", "")) for each in ("NODE", "CPU"))
+    cpus = parse_count(environ.get("SLURM_CPUS_PER_TASK") or environ.get("SLURM_CPUS_ON_NODE", ""))
+    if node:
+        bounds.append(node << 20)
+    elif cpu:
+        bounds.append((cpu << 20) * max(1, cpus))
     try:
-        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace")
+        groups = os.fsdecode((root / "proc/self/cgroup").read_bytes())
     except OSError:
         groups = ""
-    for line in groups.splitlines():
+    for line in groups.split("\n"):  # a group's name may hold anything else, in any encoding
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -79,8 +84,8 @@ def granted_memory(environ: Mapping[str, str], root: Path = Path("/")) -> int | 
                 text = (base / folder / ("memory.limit_in_bytes" if controllers else "memory.max")).read_text()
             except (OSError, ValueError):
                 continue
-            if text.strip().isdecimal() and int(text) < UNBOUNDED_MEMORY:
-                bounds.append(int(text))
+            if 0 < (bound := parse_count(text.strip())) < UNBOUNDED_MEMORY:
+                bounds.append(bound)
     return min(bounds, default=None)
 
 

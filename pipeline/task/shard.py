@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from pipeline import __version__
-from pipeline.errors import InterruptedRunError, SiteUnavailableError, TimeLimitError
+from pipeline.errors import ConfigError, InterruptedRunError, SiteUnavailableError, StorageError, TimeLimitError
 from pipeline.manifest import Manifest
 from pipeline.model import Entry
 from pipeline.records import FORMAT, Heartbeat, Receipt
@@ -140,6 +140,31 @@ class ShardTask:
         StorageError
             When scratch or shared storage is full.
         """
+        try:
+            return self._run(fetcher, cache, adopted)
+        except (OSError, StorageError) as error:
+            # Of a process that was stopped for long, reduce may have removed the files: they had served.
+            if (receipt := self._find_joined()) is None:
+                raise
+            logger.warning("life %d did the shard, and its archive is complete; not needed: %s", receipt.life, error)
+            self.run_dir.heartbeat(self.shard).unlink(missing_ok=True)
+            return receipt
+
+    def _find_joined(self) -> Receipt | None:
+        """The complete receipt of the shard, if the archive that it is part of is complete as well; None otherwise."""
+        from pipeline.reduce.finished import read_finished
+
+        archives = self.manifest.index.archives
+        (name,) = (a.name for a in archives if a.first_shard <= self.shard < a.first_shard + a.shards)
+        try:
+            finished = read_finished(self.run_dir, name, self.manifest.sha256)
+            receipt = self.run_dir.read_receipt(self.shard, self.manifest.sha256)
+        except (OSError, ConfigError):
+            return None  # then nothing is proved, and the error that led here stands
+        done = finished is not None and finished.state == "complete"
+        return receipt if done and receipt is not None and receipt.state == "complete" else None
+
+    def _run(self, fetcher: Fetcher, cache: ScratchCache | None, adopted: Adopted) -> Receipt:
         todo = self.to_do()
         if self.facts:
             logger.info("%d of %d frames are done by earlier lives", len(self.frames) - len(todo), len(self.frames))

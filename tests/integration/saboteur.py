@@ -9,6 +9,7 @@ changes. It exits with 99 when the point was not passed so often.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import signal
 import sys
@@ -142,6 +143,8 @@ POINTS: dict[str, Callable[[Struck], None]] = {
     # Not only the file's name: the heartbeat has the same.
     "before-receipt": lambda strike: before(atomic.os, "replace", strike, fits=named("receipts/00/000000.json")),
     "receipt": lambda strike: after(atomic.os, "replace", strike, fits=named("receipts/00/000000.json")),
+    # -- of both: inside logging, where no error gets out
+    "saying": lambda strike: before(logging.StreamHandler, "flush", strike),
     # -- of reduce
     "mid-copy": lambda strike: after(ArchiveWriter, "copy_frame", strike),
     "before-archive": lambda strike: before(atomic.os, "replace", strike, fits=named(".tar.xz")),

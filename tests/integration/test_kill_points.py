@@ -44,12 +44,13 @@ REDUCE_POINTS = [
     ("before-metadata", 1),
     ("before-index", 1),
     ("index", 1),
+    ("saying", 1),
     ("before-checksums", 1),
     ("checksums", 1),
     ("removing", 2),
 ]
 # By then the archive and its index are whole.
-PUBLISHED = {"index", "before-checksums", "checksums", "removing"}
+PUBLISHED = {"index", "saying", "before-checksums", "checksums", "removing"}
 # What the run is planned for; each test has a site of its own in its place.
 NOWHERE = "http://127.0.0.1:1"
 
