@@ -22,7 +22,7 @@ GRACE_SECONDS = 15.0  # beyond kill_wait, for the controller's own steps on a bu
 @verbosity_options
 def cancel(run: Path, *, quiet: bool, verbose: bool) -> None:
     """Stop all tasks of a run. They get SIGTERM and time to note what is finished; `resume` goes on from there."""
-    from pipeline.schedulers.attempt import Liveness
+    from pipeline.schedulers.attempt import Liveness, check_cluster
 
     echo = make_echo(quiet=quiet, verbose=verbose)
     collector = open_collector(run)
@@ -36,6 +36,7 @@ def cancel(run: Path, *, quiet: bool, verbose: bool) -> None:
             f"{collector.run.path}: attempt {attempt.plan.attempt:03d} is just being submitted", hint="try again"
         )
     scheduler = collector.scheduler(attempt.plan.scheduler)
+    check_cluster(collector.run, attempt.plan, scheduler.bounds().cluster)
     scheduler.cancel(attempt.jobs)
     patience = collector.run.read_config().local.kill_wait + GRACE_SECONDS
     if not _ends_within(collector, patience, scheduler.poll):

@@ -235,16 +235,18 @@ def submit_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPlan
 
 def continue_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPlan | None:
     """Submit the rest of the newest attempt, whose submission was broken off. Raises `UsageError`."""
+    from pipeline.schedulers.attempt import check_cluster
     from pipeline.schedulers.submission import check_continuable, continue_attempt
 
     attempt = collector.attempt()
     if attempt is None:
         raise UsageError(f"{collector.run.path}: nothing was submitted yet", hint="leave --continue out")
+    backend = collector.scheduler(attempt.plan.scheduler)
+    check_cluster(collector.run, attempt.plan, backend.bounds().cluster)
     check_continuable(collector.run, attempt, assume_dead=wishes.assume_dead)
     if wishes.dry_run:
         echo.say(f"{collector.run.path}: --continue would submit what is missing of attempt {attempt.plan.attempt:03d}")
         return None
-    backend = collector.scheduler(attempt.plan.scheduler)
     plan = continue_attempt(collector.run, backend, attempt)
     show_submitted(collector, plan, echo)
     return plan

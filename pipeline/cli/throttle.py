@@ -21,7 +21,7 @@ def throttle(run: Path, tasks: int, *, quiet: bool, verbose: bool) -> None:
     new number. The next attempt goes by the config again.
     """
     from pipeline.records import Throttle
-    from pipeline.schedulers.attempt import Liveness
+    from pipeline.schedulers.attempt import Liveness, check_cluster
     from pipeline.schedulers.base import alive
 
     echo = make_echo(quiet=quiet, verbose=verbose)
@@ -43,6 +43,8 @@ def throttle(run: Path, tasks: int, *, quiet: bool, verbose: bool) -> None:
             hint=f"the least is {len(arrays)}; or `medhaul cancel` and resume with limits.tasks = {tasks}",
         )
     number = attempt.plan.attempt
+    scheduler = collector.scheduler(attempt.plan.scheduler)
+    check_cluster(collector.run, attempt.plan, scheduler.bounds().cluster)
     collector.run.write_throttle(number, Throttle(tasks=tasks, connections=max(1, limits.connections // tasks)))
-    collector.scheduler(attempt.plan.scheduler).throttle(arrays, tasks)
+    scheduler.throttle(arrays, tasks)
     echo.say(f"{collector.run.path}: at most {tasks} tasks at a time from now on")

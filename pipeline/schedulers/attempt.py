@@ -180,11 +180,7 @@ def check_idle(run: RunDir, attempt: Attempt | None, *, assume_dead: bool = Fals
     if attempt is None or assume_dead:
         return
     number = attempt.plan.attempt
-    if attempt.plan.cluster and cluster and attempt.plan.cluster != cluster:
-        raise UsageError(
-            f"{run.path}: attempt {number:03d} was submitted to cluster {attempt.plan.cluster}, this is {cluster}",
-            hint="go on there; when you are sure that nothing of it is at work, repeat with --assume-dead",
-        )
+    check_cluster(run, attempt.plan, cluster, "when you are sure that nothing of it is at work, repeat with --assume-dead")
     if attempt.liveness is Liveness.ENDED:
         return
     if attempt.liveness is Liveness.ALIVE:
@@ -202,6 +198,15 @@ def check_idle(run: RunDir, attempt: Attempt | None, *, assume_dead: bool = Fals
         f"{run.path}: attempt {number:03d} may still be at work{because}",
         hint="look there; when you are sure that it is not, repeat with --assume-dead",
     )
+
+
+def check_cluster(run: RunDir, plan: AttemptPlan, cluster: str, hint: str = "") -> None:
+    """Raise `UsageError` when an attempt went to another cluster than the one asked, where its ids may be others'."""
+    if plan.cluster and cluster and plan.cluster != cluster:
+        raise UsageError(
+            f"{run.path}: attempt {plan.attempt:03d} was submitted to cluster {plan.cluster}, this is {cluster}",
+            hint="; ".join(filter(None, ("go on there", hint))),
+        )
 
 
 def submitter_path(run: RunDir, number: int) -> Path:

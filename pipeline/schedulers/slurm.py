@@ -198,7 +198,7 @@ class SlurmScheduler:
         """The tasks of jobs with these names; None when squeue does not answer."""
         try:
             answer = self._squeue(f"--name={','.join(names)}")
-        except NoAnswerError:
+        except SchedulerError:
             return None
         if answer.code != 0:
             return None
@@ -258,7 +258,7 @@ class SlurmScheduler:
             return "", rows
         try:
             answer = self._squeue(f"--jobs={','.join(sorted(ids, key=int))}")
-        except NoAnswerError as error:
+        except SchedulerError as error:  # no answer, or no such command here: receipts can be read nevertheless
             return str(error), []
         if answer.code != 0 and not NO_SUCH_JOB.search(answer.err):
             return f"squeue: {answer.said}", []
