@@ -148,6 +148,11 @@ class RunDir:
         path = self.path / "citations.json"
         return read_record(path, dict[str, str]) if path.is_file() else {}
 
+    def read_licences(self) -> dict[str, str]:
+        """Collection -> licence text, as the planner got them from the site; empty when it got none."""
+        path = self.path / "licences.json"
+        return read_record(path, dict[str, str]) if path.is_file() else {}
+
     # -- attempts --------------------------------------------------------------------------------------------------
 
     def attempts(self) -> list[int]:
@@ -213,7 +218,7 @@ class RunDir:
         for shard in self._numbered("heartbeats", r"(\d{6,})\.json"):
             try:
                 found[shard] = msgspec.json.decode(self.heartbeat(shard).read_bytes(), type=Heartbeat)
-            except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+            except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.errors import ItemsFailedError, MedhaulError, TimeLimitError, UsageError
+from pipeline.errors import ItemsFailedError, MedhaulError, StorageError, TimeLimitError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.records import Receipt
@@ -197,5 +198,8 @@ def _do(
         finally:
             if cache is not None:
                 cache.close(keep=keep)
+                if not keep:  # what lives beside this one left that died; the shard is done even where it cannot be
+                    with contextlib.suppress(OSError, StorageError):
+                        remove_cache(cache.folder.parent, name)
     logger.info("done at %s", time.strftime("%Y-%m-%dT%H:%M:%S"))
     return receipt

@@ -219,7 +219,7 @@ def read_heartbeat(run: RunDir, shard: int) -> Heartbeat | None:
     """The last words about a shard; None when there are none, or they are torn."""
     try:
         return msgspec.json.decode(run.heartbeat(shard).read_bytes(), type=Heartbeat)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -128,6 +128,10 @@ def in_parts(path: Path, **_: Any) -> bool:
 
 POINTS: dict[str, Callable[[Struck], None]] = {
     # -- of a task, in the order in which it passes them
+    # It has chosen its number, and has not opened the files of that number.
+    "before-life": lambda strike: before(
+        part_module.os, "open", strike, fits=lambda path, *_, **__: str(path).endswith(".journal")
+    ),
     "before-list": lambda strike: before(IdcFetcher, "list_bodies", strike),
     "before-fetch": lambda strike: before(IdcFetcher, "fetch", strike),
     "mid-body": lambda strike: after(Sink, "feed", strike),

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from haul import Haul, Sabotage, file_sha256
+from run_kit import MadeRun
 
 from pipeline.demo.bucket import Store
 from pipeline.demo.data import DemoData
 from pipeline.demo.site import DemoSite
+from pipeline.errors import InterruptedRunError, TimeLimitError
+from pipeline.records import FrameRecord
+from pipeline.task.cache import ScratchCache
+from pipeline.task.detail import DetailLog
+from pipeline.task.pack import Packer
+from pipeline.task.part import FrameFact, PartWriter
+from pipeline.task.resources import Workers
+from pipeline.task.shard import Life, ShardTask, Stop
 
 COLLECTION = "demo_ct_mr"
 ARCHIVE = f"{COLLECTION}.tar.xz"
@@ -20,6 +30,7 @@ FILES = 12
 CONNECTIONS = 4
 # Point and at which passing of it; see saboteur.py. One shard of 12 files, 6 frames.
 TASK_POINTS = [
+    ("before-life", 1),
     ("before-list", 3),
     ("before-fetch", 5),
     ("mid-body", 5),
@@ -210,3 +221,134 @@ def test_killed_again_and_again(haul: Haul, site: DemoSite, undisturbed: dict[st
         lives += 1
     assert lives == 6
     finish_and_compare(haul, site, undisturbed)
+
+
+# -- time limits: was anything finished? ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> MadeRun:
+    """One shard of four frames of three files each, made up, to be done in this process."""
+    return MadeRun(tmp_path, [3] * 4, shards={"count": 1}, archive={"group_bytes": 1000})
+
+
+def do_until_stopped(made: MadeRun, stop: Stop) -> InterruptedRunError:
+    """Do the shard as its task would, until `stop` ends it; return what it raised."""
+    log = DetailLog(made.root / "log.zst")
+    task = ShardTask(
+        made.run, made.run.read_config(), 0, life=Life(1, "7_0", "n1", 1.0), stop=stop, log=log,
+        workers=Workers(1, 4, 2), second_round_wait=0.0,
+    )  # fmt: skip
+    adopted = task.adopt()
+    cache = ScratchCache(made.root / "raw", "shard")
+    try:
+        with pytest.raises(InterruptedRunError) as caught:
+            task.run(made.fetcher, cache, adopted)
+    finally:
+        cache.close(keep=True)
+        log.close()
+    assert made.run.read_receipt(0, task.manifest.sha256) is None
+    return caught.value
+
+
+@pytest.mark.parametrize("frames", [1, 2, 4])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_time_limit_after_a_frame_is_progress(
+    name: str, frames: int, made: MadeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only SIGUSR1 is a time limit; once this life has journaled a frame, it has got on."""
+    stop, real, closed = Stop(), PartWriter.close_frame, []
+
+    def close_frame(self: PartWriter, record: FrameRecord) -> FrameFact:
+        closed.append(real(self, record))
+        if len(closed) == frames:
+            stop.request(name, 30.0)
+        return closed[-1]
+
+    monkeypatch.setattr(PartWriter, "close_frame", close_frame)
+    error = do_until_stopped(made, stop)
+    assert isinstance(error, TimeLimitError) == (name == "SIGUSR1")
+    assert getattr(error, "progress", True)
+    assert made.do(0)[0].state == "complete"
+
+
+def test_a_time_limit_before_any_frame_is_no_progress(made: MadeRun) -> None:
+    """Told at the first of three files of the first frame, a life has files on scratch, but no frame."""
+    stop = Stop()
+
+    def tell(data: bytes) -> bytes:
+        stop.request("SIGUSR1", 30.0)
+        return data
+
+    made.fetcher.faults[made.items[0].id] = tell
+    error = do_until_stopped(made, stop)
+    assert isinstance(error, TimeLimitError)
+    assert not error.progress
+
+
+def test_a_time_limit_before_the_beginning_is_no_progress(made: MadeRun) -> None:
+    """A life that is told before it fetched anything got nowhere."""
+    stop = Stop()
+    stop.request("SIGUSR1", 30.0)
+    error = do_until_stopped(made, stop)
+    assert isinstance(error, TimeLimitError)
+    assert not error.progress
+    assert made.fetcher.fetched == []
+
+
+@pytest.mark.parametrize(("grace", "progress"), [(30.0, True), (0.0, False)])
+def test_a_frame_that_is_packed_in_time_is_progress(
+    grace: float, progress: bool, made: MadeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told in the middle of its first frame, a life finishes it within its grace, and it counts; later it does not."""
+    stop, real, packers = Stop(), PartWriter.write, []
+    real_close = Packer.close
+
+    def close(self: Packer, grace: float | None = None) -> None:
+        packers.append(self)
+        closing.set()
+        real_close(self, grace)
+
+    def write(self: PartWriter, data: bytes) -> None:
+        stop.request("SIGUSR1", grace)
+        assert closing.wait(30)
+        assert grace or packers[0]._abandon.wait(30)
+        real(self, data)
+
+    closing = threading.Event()
+    monkeypatch.setattr(Packer, "close", close)
+    monkeypatch.setattr(PartWriter, "write", write)
+    error = do_until_stopped(made, stop)
+    assert isinstance(error, TimeLimitError)
+    assert error.progress == progress
+    monkeypatch.undo()
+    assert made.do(0)[0].state == "complete"
+
+
+def test_frames_of_earlier_lives_are_no_progress(made: MadeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A life that took over frames, and finished none itself, got nowhere; the next one still has them."""
+    stop, real = Stop(), PartWriter.close_frame
+
+    def close_frame(self: PartWriter, record: FrameRecord) -> FrameFact:
+        stop.request("SIGTERM", 0.0)
+        return real(self, record)
+
+    def not_before_the_stop(data: bytes) -> bytes:
+        assert stop.event.wait(30)
+        return data
+
+    made.fetcher.faults[made.items[2].id] = not_before_the_stop
+    monkeypatch.setattr(PartWriter, "close_frame", close_frame)
+    do_until_stopped(made, stop)
+    monkeypatch.undo()
+    made.fetcher.faults.clear()
+    assert 1 <= len(made.run.journal(0, 0).read_bytes().splitlines()) - 1 <= 2
+    stop = Stop()
+    monkeypatch.setattr(Packer, "pack", lambda *_: stop.request("SIGUSR1", 30.0))
+    error = do_until_stopped(made, stop)
+    assert isinstance(error, TimeLimitError)
+    assert not error.progress
+    monkeypatch.undo()
+    (receipt,) = made.do(0)
+    assert receipt.state == "complete"
+    assert made.run.part_name(0, 0) in [use.name for use in receipt.parts]

@@ -22,7 +22,10 @@ from pipeline.task.resources import (
     choose_workers,
     file_system_kind,
     find_scratch,
+    fit_memory,
     granted_cores,
+    granted_memory,
+    parse_count,
     scratch_candidates,
 )
 
@@ -69,7 +72,19 @@ def test_the_defaults_use_what_is_granted() -> None:
 
 @pytest.mark.parametrize(
     ("text", "cores"),
-    [("", 8), ("3", 3), ("8", 8), ("99", 8), ("0", 8), ("-1", 8), ("x", 8), ("2.5", 8), ("\u0663", 3), ("\u00b2", 8)],
+    [
+        ("", 8),
+        ("3", 3),
+        ("8", 8),
+        ("99", 8),
+        ("0", 8),
+        ("-1", 8),
+        ("x", 8),
+        ("2.5", 8),
+        ("\u0663", 3),
+        ("\u00b2", 8),
+        ("9" * 5000, 8),
+    ],
 )
 def test_cores_are_those_granted_and_never_more_than_the_affinity(
     monkeypatch: pytest.MonkeyPatch, text: str, cores: int
@@ -200,3 +215,169 @@ def test_a_configured_folder_is_made_or_refused(tmp_path: Path) -> None:
     for bad in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("x" * 300)):
         with pytest.raises(StorageError, match=r"task\.scratch"):
             find_scratch([("task.scratch", str(bad))], 0, allow_shared=True, configured=True)
+
+
+# -- granted memory ---------------------------------------------------------------------------------------------------
+
+MIB = 1 << 20
+JOB = "system.slice/slurmstepd.scope/job_7/step_0/user/task_0"
+
+
+def system(root: Path, groups: str | bytes, limits: dict[str, str | bytes]) -> Path:
+    """A root folder with /proc/self/cgroup and the files of control groups below /sys/fs/cgroup."""
+    files = {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{name}": text for name, text in limits.items()}}
+    for name, text in files.items():
+        path = Path(os.fsdecode(os.fsencode(root) + b"/" + os.fsencode(name)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return root
+
+
+@pytest.mark.parametrize(
+    ("limits", "granted"),
+    [
+        ({f"{JOB}/memory.max": "max\n", "system.slice/slurmstepd.scope/job_7/memory.max": f"{900 * MIB}\n"}, 900 * MIB),
+        ({f"{JOB}/memory.max": f"{300 * MIB}\n", "system.slice/memory.max": f"{900 * MIB}\n"}, 300 * MIB),
+        ({f"{JOB}/memory.max": f"{900 * MIB}\n", "system.slice/memory.max": f"{300 * MIB}\n"}, 300 * MIB),
+        ({"memory.max": f"{700 * MIB}\n"}, 700 * MIB),
+        ({f"{JOB}/memory.max": "max\n", "system.slice/memory.max": "max\n"}, None),
+        ({f"{JOB}/memory.high": "5\n", "other/memory.max": "5\n", f"{JOB}/deeper/memory.max": "5\n"}, None),
+        ({}, None),
+    ],
+    ids=["of the job", "innermost", "outermost", "of the root", "max", "of others", "none"],
+)
+def test_memory_of_nested_groups_of_version_2(tmp_path: Path, limits: dict[str, str], granted: int | None) -> None:
+    """The least bound of the group and all above it counts; `max` is none, and other groups' are not ours."""
+    assert granted_memory({}, system(tmp_path, f"0::/{JOB}\n", limits)) == granted
+
+
+V1_UNBOUNDED = "9223372036854771712\n"
+
+
+@pytest.mark.parametrize(
+    ("limits", "granted"),
+    [
+        ({"slurm/uid_1/job_7/memory.limit_in_bytes": f"{400 * MIB}\n"}, 400 * MIB),
+        ({"slurm/uid_1/job_7/memory.limit_in_bytes": V1_UNBOUNDED, "memory.limit_in_bytes": V1_UNBOUNDED}, None),
+        ({"slurm/uid_1/job_7/memory.limit_in_bytes": V1_UNBOUNDED, "slurm/memory.limit_in_bytes": "5000000"}, 5000000),
+        ({"slurm/uid_1/job_7/memory.max": "5\n"}, None),
+    ],
+    ids=["of the job", "unbounded", "above", "file of version 2"],
+)
+def test_memory_of_groups_of_version_1(tmp_path: Path, limits: dict[str, str], granted: int | None) -> None:
+    """The memory controller's own tree counts, whatever the others say; near 2**63 is no bound."""
+    groups = "12:cpuset:/slurm/x\n4:memory:/slurm/uid_1/job_7\n3:cpu,cpuacct:/slurm/y\n1:name=systemd:/z\n0::/z\n"
+    strange = {"x/memory.limit_in_bytes": "5\n", "slurm/y/memory.limit_in_bytes": "6\n"}
+    named = {f"memory/{name}": text for name, text in {**limits, **strange}.items()}
+    assert granted_memory({}, system(tmp_path, groups, named)) == granted
+
+
+def test_memory_controller_beside_others_is_found(tmp_path: Path) -> None:
+    """Version 1 may mount several controllers together."""
+    root = system(tmp_path, "5:cpu,memory:/job\n", {"memory/job/memory.limit_in_bytes": "123456789"})
+    assert granted_memory({}, root) == 123456789
+
+
+@pytest.mark.parametrize(
+    ("environ", "granted"),
+    [
+        ({"SLURM_MEM_PER_NODE": "2048"}, 2048 * MIB),
+        ({"SLURM_MEM_PER_CPU": "512", "SLURM_CPUS_PER_TASK": "4"}, 2048 * MIB),
+        ({"SLURM_MEM_PER_CPU": "512", "SLURM_CPUS_ON_NODE": "3"}, 1536 * MIB),
+        ({"SLURM_MEM_PER_CPU": "512", "SLURM_CPUS_PER_TASK": "2", "SLURM_CPUS_ON_NODE": "64"}, 1024 * MIB),
+        ({"SLURM_MEM_PER_CPU": "512"}, 512 * MIB),
+        ({"SLURM_MEM_PER_CPU": "512", "SLURM_CPUS_PER_TASK": "x"}, 512 * MIB),
+        ({"SLURM_MEM_PER_CPU": "512", "SLURM_CPUS_PER_TASK": "0"}, 512 * MIB),
+        ({"SLURM_MEM_PER_NODE": "0", "SLURM_MEM_PER_CPU": "100"}, 100 * MIB),
+        ({"SLURM_MEM_PER_NODE": "0"}, None),
+        ({"SLURM_CPUS_PER_TASK": "4"}, None),
+        ({}, None),
+    ],
+    ids=lambda value: " ".join(f"{k[6:]}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_memory_that_slurm_grants(tmp_path: Path, environ: dict[str, str], granted: int | None) -> None:
+    """Of the node, or per core times the cores; 0 means all of the node, which is no bound (sbatch(1))."""
+    assert granted_memory(environ, tmp_path) == granted
+
+
+@pytest.mark.parametrize(("slurm", "kernel", "granted"), [(100, 200, 100), (200, 100, 100)])
+def test_the_lesser_of_slurm_and_kernel_counts(tmp_path: Path, slurm: int, kernel: int, granted: int) -> None:
+    """Whoever kills first sets the bound."""
+    root = system(tmp_path, "0::/job\n", {"job/memory.max": f"{kernel * MIB}\n"})
+    assert granted_memory({"SLURM_MEM_PER_NODE": f"{slurm}"}, root) == granted * MIB
+
+
+HOSTILE = ["", "\n", "-1", "+5", "1e9", "1_000", "0x10", "5G", "\u00b2", "max max", "1 2", "9" * 5000, "\0", "5\n6"]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=[ascii(text)[:12] for text in HOSTILE])
+def test_memory_in_hostile_words_is_no_bound(tmp_path: Path, text: str) -> None:
+    """What is no number bounds nothing, breaks nothing, and hides no bound that is a number."""
+    environ = dict.fromkeys(("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_PER_TASK"), text)
+    assert granted_memory(environ, system(tmp_path, "0::/a/b\n", {"a/b/memory.max": text})) is None
+    assert granted_memory({**environ, "SLURM_MEM_PER_CPU": "7"}, tmp_path) == 7 * MIB
+    assert granted_memory(environ, system(tmp_path, "0::/a/b\n", {"a/memory.max": "77"})) == 77
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"plain", b"with space", b"with:colon", b"line\x0btab\x0cand\xe2\x80\xa8more", b"\xff\xfe", b"\xc3\xa4"],
+    ids=ascii,
+)
+def test_a_group_of_any_name_is_found(tmp_path: Path, name: bytes) -> None:
+    """A group's name may hold anything but a slash, NUL and an end of line, in any encoding."""
+    root = system(tmp_path, b"0::/up/" + name + b"\n", {os.fsdecode(b"up/" + name + b"/memory.max"): "4096"})
+    assert granted_memory({}, root) == 4096
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [b"", b"\n\n", b"::", b"0", b"0:", b"x:memory", b"0::/../../..", b"0::/no (deleted)", b"0::/\0", b"\xff" * 100,
+     b"0::" + b"/a" * 500, b"4:memory:/" + b"x" * 500],
+    ids=lambda groups: ascii(groups)[:20],
+)  # fmt: skip
+def test_odd_groups_break_nothing(tmp_path: Path, groups: bytes) -> None:
+    """Lines that are none, groups outside the namespace, gone, or with names that no file can have."""
+    root = system(tmp_path / "a" / "b" / "c", groups, {})
+    assert granted_memory({}, root) is None
+    (tmp_path / "a" / "b" / "c" / "sys" / "fs" / "cgroup").mkdir(parents=True)
+    assert granted_memory({"SLURM_MEM_PER_NODE": "5"}, root) == 5 * MIB
+
+
+@given(st.binary(max_size=200), st.binary(max_size=40), st.text(max_size=30))
+def test_no_text_breaks_the_reader_of_grants(
+    tmp_path_factory: pytest.TempPathFactory, groups: bytes, limit: bytes, variable: str
+) -> None:
+    """Whatever stands in files and variables, the answer is a bound or none."""
+    root = tmp_path_factory.getbasetemp() / "grants"
+    system(root, groups, {"memory.max": limit, "memory/memory.limit_in_bytes": limit})
+    granted = granted_memory({"SLURM_MEM_PER_NODE": variable, "SLURM_MEM_PER_CPU": variable}, root)
+    assert granted is None or granted > 0
+
+
+def test_files_that_cannot_be_read_bound_nothing(tmp_path: Path) -> None:
+    """A folder in the place of a file, and a file in the place of a folder."""
+    (tmp_path / "proc/self/cgroup").mkdir(parents=True)
+    assert granted_memory({}, tmp_path) is None
+    root = system(tmp_path / "other", "0::/a/b\n", {"a": "file"})
+    (root / "sys/fs/cgroup/memory.max").mkdir()
+    assert granted_memory({}, root) is None
+
+
+@given(st.integers(0, 1 << 50), st.none() | st.integers(0, 1 << 60))
+def test_a_task_plans_with_less_than_is_granted(asked: int, granted: int | None) -> None:
+    """Never more than asked for, and never all that whoever kills allows; without a bound, what is asked for."""
+    fits = fit_memory(asked, granted)
+    assert 0 <= fits <= asked
+    if granted is None:
+        assert fits == asked
+    else:
+        assert fits <= 0.9 * granted
+        assert fits == asked or fits >= int(0.9 * granted)
+
+
+@given(st.text() | st.integers(-5, 1 << 64).map(str))
+def test_counts_are_whole_numbers_or_nothing(text: str) -> None:
+    """A number is what it says, and what is none is 0."""
+    found = parse_count(text)
+    assert found == (int(text) if text.isdecimal() and len(text) <= 20 else 0)
