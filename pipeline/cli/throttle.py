@@ -21,8 +21,8 @@ def throttle(run: Path, tasks: int, *, quiet: bool, verbose: bool) -> None:
     new number. The next attempt goes by the config again.
     """
     from pipeline.records import Throttle
-    from pipeline.schedulers.attempt import Liveness, check_cluster
-    from pipeline.schedulers.base import alive
+    from pipeline.schedulers.attempt import Liveness, array_lanes, check_cluster
+    from pipeline.schedulers.base import alive, split_tasks
 
     echo = make_echo(quiet=quiet, verbose=verbose)
     collector = open_collector(run)
@@ -37,14 +37,18 @@ def throttle(run: Path, tasks: int, *, quiet: bool, verbose: bool) -> None:
         )
     living = {key[0] for key, status in attempt.states.items() if alive(status.state)}
     arrays = [job for job in attempt.jobs if job.kind == "array" and job.id in living]
-    if tasks < len(arrays):
+    lane_of = dict(zip((array.offset for array in attempt.plan.arrays), array_lanes(attempt.plan.arrays), strict=True))
+    lanes = sorted({lane_of[job.offset] for job in arrays})
+    if tasks < len(lanes):
         raise UsageError(
-            f"{len(arrays)} arrays of this run are at work or wait, each with one task at a time at least",
-            hint=f"the least is {len(arrays)}; or `medhaul cancel` and resume with limits.tasks = {tasks}",
+            f"{len(lanes)} arrays of this run are at work side by side, each with one task at a time at least",
+            hint=f"the least is {len(lanes)}; or `medhaul cancel` and resume with limits.tasks = {tasks}",
         )
+    shares = dict(zip(lanes, split_tasks(tasks, len(lanes)), strict=True)) if lanes else {}
     number = attempt.plan.attempt
     scheduler = collector.scheduler(attempt.plan.scheduler)
     check_cluster(collector.run, attempt.plan, scheduler.bounds().cluster)
     collector.run.write_throttle(number, Throttle(tasks=tasks, connections=max(1, limits.connections // tasks)))
-    scheduler.throttle(arrays, tasks)
+    for job in arrays:
+        scheduler.throttle([job], shares[lane_of[job.offset]])
     echo.say(f"{collector.run.path}: at most {tasks} tasks at a time from now on")

@@ -16,6 +16,7 @@ from pipeline.report.progress import ProgressView
 from pipeline.report.status import Collector, StatusReport
 from pipeline.schedulers.attempt import Attempt, Liveness
 
+STOPPING_SECONDS = 5.0
 GROWTH, MOST = 1.3, 5.0  # every wait is longer than the last one, up to so many times the scheduler's shortest
 
 
@@ -77,9 +78,12 @@ def wait_for(
                 note("interrupted: the tasks are told to stop and keep what is finished; Ctrl-C again to leave at once")
                 collector.scheduler(attempt.plan.scheduler).cancel(attempt.jobs)
             poll = collector.scheduler(attempt.plan.scheduler).poll
+            if cancelled:  # somebody stands there, and the end is near
+                poll, patience = min(poll, STOPPING_SECONDS), 1.0
             seconds = max(poll * patience, 4 * (time.monotonic() - began))
             _sleep_until_wanted(seconds, None if cancelled else interrupts, sleep)
-            patience = min(patience * GROWTH, MOST) if poll > 1 else 1.0
+            patience = min(patience * STOPPING_SECONDS = 5.0
+GROWTH, MOST) if poll > 1 else 1.0
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"{collector.run.path}: no longer watched",

@@ -126,6 +126,14 @@ def plan_arrays(count: int, tasks: int, longest: int | None) -> list[ArrayPlan]:
     ]
 
 
+def array_lanes(arrays: Sequence[ArrayPlan]) -> list[int]:
+    """The lane of each array, by the number of its first: the arrays of a lane are at work one after another. Pure."""
+    lanes: list[int] = []
+    for number, array in enumerate(arrays):
+        lanes.append(lanes[array.after] if array.after >= 0 else number)
+    return lanes
+
+
 def classify_liveness(
     jobs: Sequence[Job], states: dict[TaskKey, TaskStatus], *, submitter_alive: bool | None, complete: bool = True
 ) -> Liveness:
@@ -180,7 +188,8 @@ def check_idle(run: RunDir, attempt: Attempt | None, *, assume_dead: bool = Fals
     if attempt is None or assume_dead:
         return
     number = attempt.plan.attempt
-    check_cluster(run, attempt.plan, cluster, "when you are sure that nothing of it is at work, repeat with --assume-dead")
+    sure = "when you are sure that nothing of it is at work, repeat with --assume-dead"
+    check_cluster(run, attempt.plan, cluster, sure)
     if attempt.liveness is Liveness.ENDED:
         return
     if attempt.liveness is Liveness.ALIVE:

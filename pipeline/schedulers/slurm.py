@@ -60,6 +60,8 @@ TRIES = 4  # of an sbatch that was not answered, or not now
 WAIT_SECONDS = 4.0
 GONE_SECONDS = 600.0  # a job that neither queue nor accounting knows, and that is older than this, has ended
 NO_SUCH_JOB = re.compile("invalid job id specified", re.IGNORECASE)
+# scontrol ends with 1 when some tasks of an array have ended ("7_0: Job has already finished; 7_1-3: No error").
+TAKEN_FOR_SOME = re.compile(r"^\d+_\S+: No error$", re.MULTILINE)
 NO_ACCOUNTING = re.compile("accounting storage is disabled", re.IGNORECASE)
 
 
@@ -90,7 +92,7 @@ class SlurmScheduler:
         self._clock = clock
         self._sleep = sleep
         self._accounting: bool | None = None
-        self._recovered: list[Row] | None = None
+        self._recovered: tuple[set[str], list[Row]] | None = None
 
     # -- submitting ----------------------------------------------------------------------------------------------
 
@@ -123,7 +125,7 @@ class SlurmScheduler:
         rows = self._find_named(list(expected))
         if rows is None:
             return None
-        self._recovered, now = rows, self._clock()
+        self._recovered, now = (set(expected), rows), self._clock()
         ids: dict[str, str] = {}
         for row in sorted(rows, key=lambda row: int(row.job)):
             ids.setdefault(row.name, row.job)
@@ -139,12 +141,16 @@ class SlurmScheduler:
         with storage_errors(spec.logs):
             spec.logs.mkdir(parents=True, exist_ok=True)  # older Slurms do not, and a job without a log just dies
         environ = self._job_environment(spec)
+        self._recovered = None
         doubtful, said = False, ""
         for number in range(TRIES):
             if number:
                 self._sleep(random.uniform(0.5, 1.0) * WAIT_SECONDS * 2**number)  # noqa: S311 - jitter
-                if doubtful and (known := self._find_submitted(spec.name)):
-                    return known
+                rows = self._find_named([spec.name]) if doubtful else []
+                if rows:
+                    return min((row.job for row in rows), key=int)
+                if rows is None:  # squeue does not answer either: what may have been taken is not repeated
+                    continue
             try:
                 answer = self.calls(*argv, environ=environ)
             except NoAnswerError as error:
@@ -174,7 +180,7 @@ class SlurmScheduler:
                 return known
             raise SchedulerError(f"{name}: {error}: {answer.said}", hint="is sbatch wrapped by this site?") from error
         if cluster:
-            self.calls("scancel", job)
+            self.calls("scancel", f"--clusters={cluster}", f"--name={name}", job)  # here the id may be another's
             raise SchedulerError(
                 f"{name}: went to cluster {cluster} of a federation, and was cancelled there",
                 hint="federations are not supported; unset SLURM_CLUSTERS and SBATCH_CLUSTERS",
@@ -245,17 +251,17 @@ class SlurmScheduler:
         arrays = [job for job in jobs if job.kind == "array"]
         for job, share in zip(arrays, split_tasks(tasks, len(arrays)), strict=True):
             answer = self.calls("scontrol", "update", f"JobId={job.id}", f"ArrayTaskThrottle={share}")
-            if answer.code != 0:
+            if answer.code != 0 and not TAKEN_FOR_SOME.search(answer.err):
                 raise SchedulerError(
                     f"scontrol update JobId={job.id}: {answer.said}", hint="has it ended? see `status`"
                 )
 
     def _queue_rows(self, jobs: Sequence[Job]) -> tuple[str, list[Row]]:
         """What squeue says of jobs, and why it says nothing; what `recover` has just read is not asked for again."""
-        rows, self._recovered = self._recovered, None
+        known, self._recovered = self._recovered, None
+        if known is not None and {job.name for job in jobs} <= known[0]:
+            return "", known[1]
         ids = {job.id for job in jobs}
-        if rows is not None and ids <= {row.job for row in rows}:
-            return "", rows
         try:
             answer = self._squeue(f"--jobs={','.join(sorted(ids, key=int))}")
         except SchedulerError as error:  # no answer, or no such command here: receipts can be read nevertheless
@@ -295,7 +301,9 @@ class SlurmScheduler:
         return TaskStatus(State.UNKNOWN, note="Slurm does not list it")
 
     def _squeue(self, which: str) -> Answer:
-        return self.calls("squeue", "--noheader", "--array", "--states=all", f"--Format={SQUEUE_FORMAT}", which)
+        return self.calls(
+            "squeue", "--noheader", "--all", "--array", "--states=all", f"--Format={SQUEUE_FORMAT}", which
+        )
 
 
 def _with_note(status: TaskStatus, note: str) -> TaskStatus:

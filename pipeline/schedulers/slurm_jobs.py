@@ -28,7 +28,9 @@ PASSED = frozenset(
         HOME, ENV,
     }
 )  # fmt: skip
-PASSED_PREFIXES = ("LC_", "LMOD_", "__LMOD_", "__MODULES_")
+LOCALE = ("ALL", "COLLATE", "CTYPE", "MESSAGES", "MONETARY", "NUMERIC", "TIME")  # no others: LC_* is let through by ssh
+PASSED_PREFIXES = ("LMOD_", "__LMOD_", "__MODULES_")
+SECRET = re.compile("SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE|API_?KEY", re.IGNORECASE)
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -37,8 +39,12 @@ def passed_environment(environ: Mapping[str, str], names: Iterable[str]) -> dict
 
     A proxy's URL with a user or password in it is left out.
     """
-    wanted = PASSED | set(names)
-    made = {key: value for key, value in environ.items() if key in wanted or key.startswith(PASSED_PREFIXES)}
+    wanted = PASSED | {f"LC_{name}" for name in LOCALE} | set(names)
+    made = {
+        key: value
+        for key, value in environ.items()
+        if key in wanted or (key.startswith(PASSED_PREFIXES) and not SECRET.search(key))
+    }
     proxies = {key: value for key, value in environ.items() if key.lower() in PROXIES and "@" not in value}
     return made | proxies
 

@@ -60,6 +60,7 @@ STUCK = {
 
 NEVER = {"", "N/A", "Unknown"}
 NUMBER = re.compile("[0-9]{1,20}")
+LAUNCH_FAILURE = 53  # as a signal in sacct's words: the low bits of slurmd's error number (4021, cannot open its log)
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -128,6 +129,8 @@ def parse_exit(code: str) -> tuple[int | None, int | None]:
     """Read an exit code as (code, signal), at most one of them set: `7:0`, `0:9`, or a raw wait status like 1792."""
     if match := re.fullmatch(r"([0-9]{1,20}):([0-9]{1,20})", code):
         number, by = int(match[1]), int(match[2])
+        if by == LAUNCH_FAILURE:
+            return None, None
     elif NUMBER.fullmatch(code):
         status = int(code) & 0xFFFF
         if status & 0x7F and status >> 8:  # no wait status, but an error number of Slurm's own
@@ -150,7 +153,7 @@ def classify_row(row: Row) -> TaskStatus:
         return TaskStatus(State.UNKNOWN, node=node, note=f"Slurm says {row.word}")
     code, by = parse_exit(row.code)
     state, note = ENDED[word], LOSSES.get(word, "")
-    if state is State.CANCELLED and (match := re.fullmatch(r"CANCELLED by (\d+)", row.word)):
+    if state is State.CANCELLED and (match := re.fullmatch(r"CANCELLED by ([0-9]+)", row.word)):
         note = f"by user {match[1]}"
     if state is State.FAILED and (code, by) == (None, None):
         note = "its node could not start it; is its log folder on shared storage?"

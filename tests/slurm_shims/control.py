@@ -172,8 +172,17 @@ def scancel(argv):
     known are passed over, with a word only when --verbose.
     """
     longs = {"signal": True, "quiet": False, "batch": False, "full": False, "name": True, "me": False, "user": True}
-    longs["verbose"] = False
-    shorts = {"s": "signal", "Q": "quiet", "b": "batch", "f": "full", "n": "name", "u": "user", "v": "verbose"}
+    longs |= {"verbose": False, "clusters": True}  # there is only this cluster, whatever its name
+    shorts = {
+        "s": "signal",
+        "Q": "quiet",
+        "b": "batch",
+        "f": "full",
+        "n": "name",
+        "u": "user",
+        "v": "verbose",
+        "M": "clusters",
+    }
     options, operands = opt.parse_options("scancel", argv, longs, shorts)
     if not operands and not options.keys() & {"name", "me", "user"}:
         refuse("scancel: error: No job identification provided")

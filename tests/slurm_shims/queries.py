@@ -76,7 +76,17 @@ def rows_of(pairs, *, each):
 def squeue(argv):
     """List tasks that the controller knows."""
     longs = {"noheader": False, "array": False, "states": True, "jobs": True, "name": True, "me": False, "user": True}
-    shorts = {"h": "noheader", "r": "array", "t": "states", "j": "jobs", "n": "name", "u": "user", "O": "Format"}
+    longs["all"] = False  # also of hidden partitions, which there are none of here
+    shorts = {
+        "a": "all",
+        "h": "noheader",
+        "r": "array",
+        "t": "states",
+        "j": "jobs",
+        "n": "name",
+        "u": "user",
+        "O": "Format",
+    }
     options, operands = opt.parse_options("squeue", argv, longs | {"Format": True}, shorts)
     if operands:
         refuse(f"squeue: error: Unrecognized option: {operands[0]}")
