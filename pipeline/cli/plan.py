@@ -2,46 +2,95 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
+from pipeline.errors import UsageError
+
 if TYPE_CHECKING:
     from pipeline.plan.planner import Plan
-    from pipeline.settings import Config
+    from pipeline.plan.source import PlanSource
+    from pipeline.settings import Config, Route
+
+
+route_option = click.option(
+    "--route",
+    type=click.Choice(["auto", "idc", "nbia"]),
+    help="Where the series of TCIA come from, in place of sources.tcia.route.",
+)
 
 
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Select and cut, but write nothing.")
+@route_option
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
-def plan(config: Path, dry_run: bool, as_json: bool) -> None:
+def plan(config: Path, *, dry_run: bool, route: Route | None, as_json: bool) -> None:
     """Select items and write the manifest of a run.
 
-    Planning the same config against the same index again finds the run that is there.
+    Planning the same config against the same index, or the same answers of the site, again finds the run that is there.
     """
     from pipeline.config import read_config
 
-    result = make_plan(read_config(config), dry_run=dry_run)
+    wanted = set_route(read_config(config), route)
+    result = make_plan(wanted, dry_run=dry_run)
     if as_json:
         data = result._asdict() | {"run": str(result.run.path) if result.run else None}
         click.echo(msgspec.json.format(msgspec.json.encode(data), indent=1))
     else:
-        click.echo(render_plan(result, read_config(config)))
+        click.echo(render_plan(result, wanted))
+
+
+def set_route(config: Config, route: Route | None) -> Config:
+    """The config with another route of TCIA's series; unchanged without one. Pure.
+
+    Raises
+    ------
+    UsageError
+        When the config selects from another source.
+    """
+    if route is None:
+        return config
+    if config.select.tcia is None:
+        raise UsageError("--route is for TCIA, which the config does not select from", hint="leave --route out")
+    tcia = msgspec.structs.replace(config.sources.tcia, route=route)
+    return msgspec.structs.replace(config, sources=msgspec.structs.replace(config.sources, tcia=tcia))
 
 
 def make_plan(config: Config, *, dry_run: bool = False, on_progress: Callable[[int], None] | None = None) -> Plan:
     """Plan a run, by default with progress on a terminal. Raises what `plan_run` raises."""
     from pipeline.demo.embed import plan_demo
-    from pipeline.plan.idc import IdcPlanSource
     from pipeline.plan.planner import plan_run
 
-    with plan_demo(config, dry_run=dry_run) as settings:
-        return plan_run(config, IdcPlanSource(settings), dry_run=dry_run, on_progress=on_progress or _progress())
+    with contextlib.ExitStack() as stack:
+        settings = stack.enter_context(plan_demo(config, dry_run=dry_run))
+        source = stack.enter_context(_open_source(config, settings))
+        return plan_run(config, source, dry_run=dry_run, on_progress=on_progress or _progress())
+
+
+@contextlib.contextmanager
+def _open_source(config: Config, settings: Config) -> Iterator[PlanSource]:
+    """The source that a config selects from; `settings` is the same with the demo's addresses in it."""
+    if settings.select.tcia is None:
+        from pipeline.plan.idc import IdcPlanSource
+
+        yield IdcPlanSource(settings)
+        return
+    from pipeline.plan.tcia import DEMO, TciaPlanSource
+
+    with contextlib.ExitStack() as stack:
+        named, cache = "", None
+        if config.sources.tcia.base_url == DEMO:  # its port is another each time, and so no name for what is kept
+            named = DEMO
+            cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medhaul-demo-")))
+        yield stack.enter_context(TciaPlanSource(settings, named_url=named, cache_dir=cache))
 
 
 def _progress() -> Callable[[int], None]:
@@ -86,6 +135,7 @@ def render_plan(plan: Plan, config: Config) -> str:
         f"scratch       up to {render_size(scratch)} a task, {config.limits.tasks} at a time; "
         f"at least {render_size(plan.largest_frame)} for the largest frame"
     )
+    lines += [f"note          {note}" for note in plan.notes]
     lines.append(f"manifest      SHA-256 {plan.manifest_sha256}")
     if plan.run is None:
         lines.append("dry run: nothing was written")

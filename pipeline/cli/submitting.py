@@ -13,6 +13,7 @@ import msgspec
 from pipeline.cli.common import Echo, check_exists, follow_up, open_collector
 from pipeline.cli.waiting import must_wait, wait_to_end
 from pipeline.errors import UsageError
+from pipeline.settings import Route
 
 if TYPE_CHECKING:
     from pipeline.plan.planner import Plan
@@ -66,6 +67,8 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
         Of the shards without a good receipt only those with such a cause; empty: all.
     go_on
         Submit the rest of an attempt whose submission was broken off.
+    route
+        By which way the series of TCIA come, instead of the config's.
     """
 
     scheduler: str = "auto"
@@ -75,6 +78,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     extra: tuple[str, ...] = ()
     states: tuple[str, ...] = ()
     go_on: bool = False
+    route: Route | None = None
 
 
 def submit_target(target: Path, echo: Echo, wishes: Wishes) -> None:
@@ -87,8 +91,10 @@ def submit_target(target: Path, echo: Echo, wishes: Wishes) -> None:
     check_extra(wishes.extra)
     check_exists(target)
     path = target
+    if target.is_dir() and wishes.route is not None:
+        raise UsageError("--route is for planning, and a run is planned already", hint="name the config instead")
     if not target.is_dir():
-        plan, config = plan_file(target, echo, dry_run=wishes.dry_run)
+        plan, config = plan_file(target, echo, dry_run=wishes.dry_run, route=wishes.route)
         path = Path(config.storage.root) / config.run.name if plan.run is None else plan.run.path
         if not (path / "run.json").exists():
             show_unplanned(path, plan, config, backend, wishes, echo)
@@ -126,12 +132,12 @@ def check_extra(extra: Collection[str]) -> None:
             raise UsageError(f"--sbatch={option}: {problem}", hint="such as: --sbatch=--partition=long")
 
 
-def plan_file(path: Path, echo: Echo, *, dry_run: bool) -> tuple[Plan, Config]:
+def plan_file(path: Path, echo: Echo, *, dry_run: bool, route: Route | None = None) -> tuple[Plan, Config]:
     """Plan the run that a config file describes, and tell what is planned. Raises what the planner raises."""
-    from pipeline.cli.plan import make_plan, render_plan
+    from pipeline.cli.plan import make_plan, render_plan, set_route
     from pipeline.config import read_config
 
-    config = read_config(path)
+    config = set_route(read_config(path), route)
     plan = make_plan(config, dry_run=dry_run)
     echo.say(render_plan(plan, config))
     return plan, config

@@ -122,7 +122,7 @@ def _do_logged(run_dir: RunDir, config: Config, shard: int, connections: int, *,
 def _do(
     run_dir: RunDir, config: Config, shard: int, connections: int, *, life: Life, stop: Stop, log: object
 ) -> Receipt:
-    from pipeline.sources.idc import IdcFetcher
+    from pipeline.sources.fetch import RoutedFetcher
     from pipeline.task.cache import ScratchCache, remove_cache, sweep_scratch
     from pipeline.task.detail import DetailLog
     from pipeline.task.intake import scratch_path
@@ -158,7 +158,7 @@ def _do(
     cache = None
     name = f"{work.manifest.sha256[:12]}-{shard:06d}"
     endpoints = config
-    if config.sources.idc.s3_endpoint == "demo":
+    if "demo" in {config.sources.idc.s3_endpoint, config.sources.tcia.base_url}:
         from pipeline.demo.embed import resolve_demo
 
         endpoints = resolve_demo(config)
@@ -168,7 +168,6 @@ def _do(
     )  # fmt: skip
     with ConnectionPool(limit=workers.connections) as pool:
         transport = Transport(pool, policy, stop=stop.event, on_event=log.record)
-        fetcher = IdcFetcher(endpoints.sources.idc, transport)
         candidates = scratch_candidates(settings.scratch, os.environ)
         for _, place in candidates:
             for swept in sweep_scratch(scratch_path(Path(place)), SCRATCH_AGE, time.time()):
@@ -187,6 +186,11 @@ def _do(
         else:
             for _, place in candidates:
                 remove_cache(scratch_path(Path(place)), name)
+        fetcher = RoutedFetcher(
+            endpoints.sources, transport, cache.folder / "sources" if cache else None,
+            entries=[entry for frame in todo for entry in work.frames[frame]],
+            known=cache.find if cache else lambda _: None, stop=stop.event,
+        )  # fmt: skip
         keep = True
         try:
             work.beat("starting", None, 0, force=True)
@@ -196,6 +200,7 @@ def _do(
             work.beat("stopped", None, 0, force=True, note=f"{type(error).__name__}: {error}"[:500])
             raise
         finally:
+            fetcher.close()
             if cache is not None:
                 cache.close(keep=keep)
                 if not keep:  # what lives beside this one left that died; the shard is done even where it cannot be

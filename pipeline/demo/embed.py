@@ -1,8 +1,10 @@
 """The demo site for a config: `sources.idc.s3_endpoint = "demo"` starts it when it is needed.
 
-Data and server belong to the run's storage root: `<storage.root>/.demo-site/`. The server listens on 127.0.0.1 only and
-ends by itself after `LIFETIME` seconds; the next command that needs it starts it again. Planning needs its index only,
-and a dry run leaves nothing behind.
+`sources.tcia.base_url = "demo"` starts one that is NBIA too; the IDC that goes with it is its own, unless the config
+names another. Data and server belong to the run's storage root: `<storage.root>/.demo-site/`, or `.demo-tcia/`. The
+server listens on 127.0.0.1 only and ends by itself after `LIFETIME` seconds; the next command that needs it starts it
+again. Planning needs the IDC's index only, and NBIA from a server within the planning process; a dry run leaves nothing
+behind.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ import msgspec
 from pipeline.demo.data import build_demo
 from pipeline.demo.site import STATS_PATH
 from pipeline.errors import SiteUnavailableError, StorageError
-from pipeline.settings import Config, Sources
+from pipeline.settings import Config, SourceIdc
 
 LIFETIME = 1800
 START_SECONDS = 60.0
 INDEX = "idc_index.parquet"
+_SERVICES = "/nbia-api/services"
 
 
 def resolve_demo(config: Config) -> Config:
@@ -44,13 +47,14 @@ def resolve_demo(config: Config) -> Config:
     if not _is_demo(config):
         return config
     folder = _folder(config)
-    url = ensure_site(folder)
-    return _replace(config, folder / "data", url)
+    return _replace(config, folder / "data", ensure_site(folder, nbia=_is_nbia(config)))
 
 
 @contextlib.contextmanager
 def plan_demo(config: Config, *, dry_run: bool) -> Iterator[Config]:
-    """Yield the config with the demo's index to plan from; nothing is served, and `dry_run` leaves no file behind.
+    """Yield the config with the demo's index to plan from; `dry_run` leaves no file behind.
+
+    Of the IDC nothing is served; NBIA, which planning has to ask, from threads of this process.
 
     Raises
     ------
@@ -60,29 +64,37 @@ def plan_demo(config: Config, *, dry_run: bool) -> Iterator[Config]:
     if not _is_demo(config):
         yield config
         return
+    nbia = _is_nbia(config)
     data = _folder(config) / "data"
     with contextlib.ExitStack() as stack:
-        if dry_run and not (data / INDEX).exists():
+        if dry_run and not data.exists():
             with _storage_errors(Path(tempfile.tempdir or "temporary files")):
                 data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medhaul-demo-"))) / "data"
-                build_demo(data)
+                _build(data, nbia=nbia)
         elif not dry_run:
             with _locked(data.parent):
-                _ensure_data(data)
-        yield _replace(config, data, config.sources.idc.s3_endpoint)
+                _ensure_data(data, nbia=nbia)
+        if nbia:
+            from pipeline.demo.nbia import NbiaSite
+            from pipeline.demo.nbia_records import load_archive
+
+            yield _replace(config, data, stack.enter_context(NbiaSite(load_archive(data))).url)
+        else:
+            yield _replace(config, data, config.sources.idc.s3_endpoint)
 
 
-def ensure_site(folder: Path) -> str:
+def ensure_site(folder: Path, *, nbia: bool = False) -> str:
     """Return the URL of the site that serves `folder`, starting it if it does not answer. Raises as `resolve_demo`."""
     with _locked(folder):
         port_file = folder / "port"
         if (port := _answering(port_file)) is not None:
             return f"http://127.0.0.1:{port}"
         data = folder / "data"
-        _ensure_data(data)
+        _ensure_data(data, nbia=nbia)
         with _storage_errors(folder):
             port_file.unlink(missing_ok=True)
-            _start(data / "buckets", port_file, folder / "site.log")
+            module, root = ("pipeline.demo.nbia_process", data) if nbia else ("pipeline.demo", data / "buckets")
+            _start(module, root, port_file, folder / "site.log")
         end = time.monotonic() + START_SECONDS
         while (port := _answering(port_file)) is None:
             if time.monotonic() > end:
@@ -92,16 +104,27 @@ def ensure_site(folder: Path) -> str:
 
 
 def _is_demo(config: Config) -> bool:
-    return config.sources.idc.s3_endpoint == "demo"
+    return config.sources.idc.s3_endpoint == "demo" or _is_nbia(config)
+
+
+def _is_nbia(config: Config) -> bool:
+    return config.select.tcia is not None and config.sources.tcia.base_url == "demo"
 
 
 def _folder(config: Config) -> Path:
-    return Path(config.storage.root) / ".demo-site"
+    return Path(config.storage.root) / (".demo-tcia" if _is_nbia(config) else ".demo-site")
 
 
 def _replace(config: Config, data: Path, url: str) -> Config:
-    idc = msgspec.structs.replace(config.sources.idc, index=str(data / INDEX), s3_endpoint=url, mirror_endpoint="")
-    return msgspec.structs.replace(config, sources=Sources(idc=idc))
+    """The config with the site's addresses; an IDC that it names itself stays."""
+    idc, tcia, default = config.sources.idc, config.sources.tcia, SourceIdc()
+    nbia = _is_nbia(config)
+    if nbia:
+        tcia = msgspec.structs.replace(tcia, base_url=url + _SERVICES, nlst_base_url="")
+    if idc.s3_endpoint == "demo" or (idc.s3_endpoint == default.s3_endpoint and idc.index == default.index):
+        index = str((data / "idc" if nbia else data) / INDEX)
+        idc = msgspec.structs.replace(idc, index=index, s3_endpoint=url, mirror_endpoint="")
+    return msgspec.structs.replace(config, sources=msgspec.structs.replace(config.sources, idc=idc, tcia=tcia))
 
 
 @contextlib.contextmanager
@@ -115,14 +138,23 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _ensure_data(data: Path) -> None:
-    if (data / INDEX).exists():
+def _ensure_data(data: Path, *, nbia: bool) -> None:
+    if data.exists():  # whole or not at all
         return
     fresh = data.with_name("data.new")
     with _storage_errors(data):
         shutil.rmtree(fresh, ignore_errors=True)
-        build_demo(fresh)
+        _build(fresh, nbia=nbia)
         fresh.rename(data)
+
+
+def _build(data: Path, *, nbia: bool) -> None:
+    if nbia:
+        from pipeline.demo.nbia_data import build_nbia
+
+        build_nbia(data)
+    else:
+        build_demo(data)
 
 
 @contextlib.contextmanager
@@ -145,13 +177,13 @@ def stop_site(folder: Path) -> None:
             os.kill(int(pid_file.read_text()), 15)
 
 
-def _start(buckets: Path, port_file: Path, log: Path) -> None:
+def _start(module: str, root: Path, port_file: Path, log: Path) -> None:
     source = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
     with log.open("ab") as out:
         process = subprocess.Popen(
             [
-                sys.executable, "-m", "pipeline.demo", str(buckets), "--port-file", str(port_file),
+                sys.executable, "-m", module, str(root), "--port-file", str(port_file),
                 "--parent-pid", "1", "--lifetime", str(LIFETIME),
             ],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/",

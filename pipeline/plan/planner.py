@@ -12,7 +12,7 @@ import tempfile
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from pipeline.errors import ConfigError
 from pipeline.manifest import ManifestWriter, encode_entry
 from pipeline.plan.cut import FrameCut, count_shards, cut_frames, cut_shards, cut_volumes
 from pipeline.plan.paths import archive_name
-from pipeline.plan.source import PlanSource
+from pipeline.plan.source import PlanSource, TellingSource
 from pipeline.plan.spool import Group, Spool
 from pipeline.records import FORMAT, ArchiveEntry, ManifestIndex, RunRecord, ShardEntry
 from pipeline.rundir import RunDir, encode_record, freeze_config
@@ -47,7 +47,10 @@ class Layout(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What `medhaul plan` tells people. Bytes and files count what the source states."""
+    """What `medhaul plan` tells people. Bytes and files count what the source states.
+
+    `missing`: items that were asked for by name, or selected, and are not in the plan; `notes` say more.
+    """
 
     run: RunDir | None
     reused: bool
@@ -63,6 +66,8 @@ class Plan(NamedTuple):
     largest_frame: int
     unknown_sizes: int
     manifest_sha256: str
+    missing: int = 0
+    notes: Sequence[str] = ()
 
 
 def plan_layouts(
@@ -135,6 +140,10 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
         try:
             index = _write_manifest(folder, spool, layouts, source, config)
             write_atomic(folder / "citations.json", encode_record(source.citations()))
+            telling = source if isinstance(source, TellingSource) else None
+            if telling and not dry_run and not (root / config.run.name / "run.json").exists():
+                for name, data in telling.extras().items():
+                    write_atomic(folder / name, data)
             run, reused = (None, False) if dry_run else _publish(folder, config, index)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -157,6 +166,8 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
         largest_frame=max(max(frame_costs(layout.pieces, _sizes(spool, layout), 0)) for layout in layouts),
         unknown_sizes=spool.unknown,
         manifest_sha256=index.manifest_sha256,
+        missing=telling.missing if telling else 0,
+        notes=telling.notes() if telling else (),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from pipeline.model import Item
 
@@ -48,4 +48,26 @@ class PlanSource(Protocol):
 
     def citations(self) -> dict[str, str]:
         """DOI -> citation text of what was selected; complete once `select` has been exhausted."""
+        ...
+
+
+@runtime_checkable
+class TellingSource(PlanSource, Protocol):
+    """A source that has more to say of a selection than its items; all of it once `select` has been exhausted.
+
+    Attributes
+    ----------
+    missing
+        Number of items that were asked for by name, or selected, and are not among the items.
+    """
+
+    @property
+    def missing(self) -> int: ...
+
+    def extras(self) -> dict[str, bytes]:
+        """Files for the run directory, by name. May ask the site once more; asked only for a run that is new."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What people should know, a line each; asked last."""
         ...

@@ -34,9 +34,17 @@ def write_tables(
     failed: list[FailedLine],
     citations: Mapping[str, str],
 ) -> list[str]:
-    """Write metadata.csv, licences.csv, citations.txt and, where items failed, failed.csv; return their names."""
+    """Write metadata.csv, licences.csv, citations.txt and, where items failed, failed.csv; return their names.
+
+    Where the source gave licence texts of collections, licence.txt holds those of the archive's; where its rows have
+    URLs of licences, licences.csv lists them and the DOIs.
+    """
     columns = manifest.index.columns
-    doi_column = columns.index("source_DOI") if "source_DOI" in columns else -1
+    doi_column, uri_column, collection_column = (
+        columns.index(name) if name in columns else -1 for name in ("source_DOI", "LicenseURI", "collection")
+    )
+    collections: set[str] = set()
+    licence_uris: dict[str, dict[str, set[str]]] = {}
     licences: Counter[str] = Counter()
     licence_bytes: Counter[str] = Counter()
     dois: Counter[str] = Counter()
@@ -49,19 +57,44 @@ def write_tables(
             licence_bytes[item.licence] += max(0, item.bytes)
             if doi_column >= 0 and values[doi_column]:
                 dois[str(values[doi_column])] += 1
+            if uri_column >= 0:
+                named = licence_uris.setdefault(item.licence, {"uri": set(), "doi": set()})
+                for kind, column in (("uri", uri_column), ("doi", doi_column)):
+                    if column >= 0 and values[column]:
+                        named[kind].add(str(values[column]))
+            if collection_column >= 0 and values[collection_column]:
+                collections.add(str(values[collection_column]))
             yield [*("" if value is None else value for value in values), item.path]
 
     names = [f"{archive.name}.metadata.csv", f"{archive.name}.licences.csv", f"{archive.name}.citations.txt"]
     write_csv(run.archives / names[0], rows())
     write_csv(
         run.archives / names[1],
-        [["licence", "items", "bytes"], *([name, n, licence_bytes[name]] for name, n in licences.most_common())],
+        [
+            ["licence", "items", "bytes", *(("uris", "dois") if licence_uris else ())],
+            *(
+                [
+                    name,
+                    n,
+                    licence_bytes[name],
+                    *("; ".join(sorted(each)) for each in licence_uris.get(name, {}).values()),
+                ]
+                for name, n in licences.most_common()
+            ),
+        ],
     )
     text = "".join(
         f"{doi} ({count} items)\n{citations.get(doi) or 'https://doi.org/' + doi}\n\n"
         for doi, count in sorted(dois.items())
     )
     write_atomic(run.archives / names[2], (text or "The source states no DOI for these items.\n").encode())
+    texts = run.read_licences()
+    licence = run.archives / f"{archive.name}.licence.txt"
+    if known := [f"{name}\n\n{texts[name]}\n" for name in sorted(collections & texts.keys())]:
+        write_atomic(licence, f"\n{'-' * 80}\n\n".join(known).encode("utf-8", "backslashreplace"))
+        names.append(licence.name)
+    else:
+        licence.unlink(missing_ok=True)
     failures = run.archives / f"{archive.name}.failed.csv"
     if failed:
         write_csv(

@@ -82,8 +82,7 @@ def wait_for(
                 poll, patience = min(poll, STOPPING_SECONDS), 1.0
             seconds = max(poll * patience, 4 * (time.monotonic() - began))
             _sleep_until_wanted(seconds, None if cancelled else interrupts, sleep)
-            patience = min(patience * STOPPING_SECONDS = 5.0
-GROWTH, MOST) if poll > 1 else 1.0
+            patience = min(patience * GROWTH, MOST) if poll > 1 else 1.0
     except KeyboardInterrupt:
         raise InterruptedRunError(
             f"{collector.run.path}: no longer watched",

@@ -100,7 +100,7 @@ def check_where(expression: str, columns: Mapping[str, str], *, name: str = "whe
     except _RefusalError as refusal:
         raise ConfigError(
             f"{name} {_shown(expression)}: {refusal}",
-            hint="write one SQL condition over the columns, such as Modality = 'CT' AND instanceCount >= 20"
+            hint="write one SQL condition over the columns, such as Modality = 'CT' AND Manufacturer ILIKE 'ge%'"
             if "Modality" in columns
             else "write one SQL condition over the columns",
         ) from None

@@ -224,7 +224,7 @@ def test_run_plans_submits_and_waits(stage, monkeypatch):
         **dict.fromkeys(Plan._fields, 0) | {"run": run, "source": "idc", "release": "25", "archives": index.archives}
     )
 
-    def planned(path, echo, *, dry_run):
+    def planned(path, echo, *, dry_run, route):
         assert (path, dry_run) == (config, False)
         return plan, run.read_config()
 

@@ -1,0 +1,290 @@
+"""Which series a `[select.tcia]` table means: asked of TCIA in few calls, then narrowed in a table of their rows.
+
+Where to look: the lists (`series`, `cart`, `manifest`) if there are any, else `collections`, else `studies`, else
+`patients`. One call lists a collection, a study or a patient; lists are looked up a thousand series a call. All other
+keys choose among what is found.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import ConfigError
+from pipeline.settings import SelectTcia
+from pipeline.sources.duck import compose, quote_name
+from pipeline.sources.idc_select import Condition, fold_name
+from pipeline.sources.tcia_client import BATCH, TciaClient
+from pipeline.sources.tcia_inputs import SeriesList
+from pipeline.sources.tcia_rows import Series
+from pipeline.sources.tcia_table import COLUMNS, SeriesTable
+from pipeline.sources.where import check_where
+
+NAME_KEYS = {
+    "collections": "collection",
+    "modalities": "Modality",
+    "body_parts": "BodyPartExamined",
+    "manufacturers": "Manufacturer",
+    "licences": "LicenseName",
+    "patients": "PatientID",
+}
+ID_KEYS = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID"}
+SHOWN = 10
+_AT_ONCE = 10 * BATCH
+_FIELDS = tuple(COLUMNS)
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """Series of a cart or manifest that nobody has: withdrawn, restricted, or never there. `names` in order."""
+
+    names: tuple[str, ...] = ()
+    asked: int = 0
+
+
+def choose_values(
+    key: str, wanted: Sequence[str], known: Iterable[str], place: str, *, fold: bool = True
+) -> tuple[str, ...]:
+    """Find each wanted value among the known ones, in TCIA's own sense: case does not matter. Pure.
+
+    A value that is not found so is sought (`fold`) without the difference between space, `-`, `_` and `.`; all known
+    values that agree are meant, since TCIA spells one manufacturer in several ways.
+
+    Raises
+    ------
+    ConfigError
+        For a value that is not there, with the nearest that are. `place` says where it was sought.
+    """
+    names = sorted(set(known))
+    cases: dict[str, list[str]] = {}
+    folded: dict[str, list[str]] = {}
+    for name in names:
+        cases.setdefault(name.casefold(), []).append(name)
+        folded.setdefault(fold_name(name), []).append(name)
+    found: dict[str, None] = {}
+    for value in wanted:
+        matches = cases.get(value.strip().casefold()) or (folded.get(fold_name(value)) if fold else None)
+        if not matches:
+            near = difflib.get_close_matches(fold_name(value), folded, n=3, cutoff=0.6)
+            near = near or [other for other in folded if fold_name(value) in other][:3]
+            said = f"; did you mean {' or '.join(folded[other][0] for other in near)}?" if near else ""
+            if not near and len(names) <= 40:
+                said = f"; there are {', '.join(names)}" if names else "; there are none"
+            hint = "see `medhaul query tcia` for what the site holds"
+            raise ConfigError(f"select.tcia.{key}: no {value!r} {place}{said}", hint=hint)
+        found |= dict.fromkeys(matches)
+    return tuple(found)
+
+
+def explain_missing(key: str, missing: Sequence[str], asked: int, place: str) -> ConfigError:
+    """Say which of the asked identifiers are not there. Pure."""
+    more = f" and {len(missing) - SHOWN:,} more" if len(missing) > SHOWN else ""
+    return ConfigError(
+        f"select.tcia.{key}: {len(missing):,} of {asked:,} not {place}: {', '.join(missing[:SHOWN])}{more}",
+        hint="check the identifiers: series may be withdrawn or restricted; a manifest goes on without those",
+    )
+
+
+def explain_nothing(conditions: Sequence[Condition], counts: Sequence[int]) -> ConfigError:
+    """Say after which condition nothing was left; `counts` begins with what was found at first. Pure."""
+    steps = [f"{counts[0]:,} series found"]
+    steps += [f"{count:,} after {step.label}" for step, count in zip(conditions, counts[1:], strict=True)]
+    return ConfigError(
+        f"nothing selected: {', '.join(steps)}", hint="all conditions must hold at once; loosen the one that ends at 0"
+    )
+
+
+def check_uids(key: str, names: Sequence[str]) -> Sequence[str]:
+    """Return the names if all are UIDs. Raises `ConfigError` with the first that is none. Pure."""
+    wrong = next((name for name in names if not re.fullmatch(r"[0-9.]{1,64}", name)), None)
+    if wrong is not None:
+        raise ConfigError(f"select.tcia.{key}: {wrong[:80]!r} is no UID", hint="digits and dots, 64 at most")
+    return names
+
+
+class Finder:
+    """Looks up a selection: `find` fills the table, `narrow` chooses among what it holds.
+
+    Attributes
+    ----------
+    notes
+        What people should know of it.
+    unknown
+        Series of a cart or manifest that neither TCIA nor (where it is used) the IDC's index has.
+    """
+
+    def __init__(
+        self, client: TciaClient, table: SeriesTable, wanted: SelectTcia, listed: SeriesList | None, *, use_index: bool
+    ) -> None:
+        self._client = client
+        self._table = table
+        self._wanted = wanted
+        self._listed = listed
+        self._use_index = use_index
+        self._known: list[str] | None = None
+        self.notes: list[str] = []
+        self.unknown = Unknown()
+
+    def find(self) -> None:
+        """Ask the site, and the index.
+
+        Raises
+        ------
+        ConfigError
+            For names and identifiers that are not there, a file that is no list, and when nothing is there at all.
+        SiteUnavailableError
+            When the site does not answer as it should.
+        """
+        wanted = self._wanted
+        if wanted.series or wanted.cart or self._listed is not None:
+            self._find_listed()
+        elif wanted.collections:
+            for name in choose_values("collections", wanted.collections, self._collections(), "among TCIA's"):
+                self._table.add_series(self._client.series(collection=name))
+        else:
+            self._find_one_by_one()
+        if self._use_index:
+            self._table.find_in_index()
+            for name in self._table.add_from_index():
+                matches = [known for known in self._collections() if fold_name(known) == fold_name(name)]
+                if len(matches) == 1:
+                    self._table.rename_collection(name, matches[0])
+        self._check_found()
+
+    def _collections(self) -> list[str]:
+        if self._known is None:
+            self._known = self._client.collections()
+        return self._known
+
+    def _find_one_by_one(self) -> None:
+        key = "studies" if self._wanted.studies else "patients"
+        values = tuple(dict.fromkeys(getattr(self._wanted, key)))
+        missing = []
+        for value in values:
+            found = self._client.series(study=value) if key == "studies" else self._client.series(patient=value)
+            self._table.add_series(found)
+            if not found:
+                missing.append(value)
+        if missing:
+            raise explain_missing(key, missing, len(values), "at TCIA")
+
+    def _find_listed(self) -> None:
+        """Gather the names of all lists; those in each of them are wanted, and looked up."""
+        table, wanted, listed = self._table, self._wanted, self._listed
+        lists = 0
+
+        def add(names: Iterable[str]) -> int:
+            nonlocal lists
+            repeated = table.add_names("listed", names)
+            if lists:
+                table.run("DELETE FROM wanted WHERE uid NOT IN (SELECT uid FROM listed)")
+            else:
+                table.run("INSERT INTO wanted SELECT uid FROM listed")
+            lists += 1
+            return repeated
+
+        if listed is not None:
+            if repeated := add(listed):
+                self.notes.append(f"{listed.path}: {repeated:,} lines repeat a series, which is taken once")
+            self.notes += listed.notes
+            if listed.kind == "idc":
+                self._resolve_folders()
+            if not table.count("wanted") and not self.unknown.names:
+                raise ConfigError(f"{listed.path}: lists no series", hint="check the file")
+        if wanted.cart:
+            add(check_uids("cart", [row.SeriesInstanceUID for row in self._client.cart(wanted.cart)]))
+        if wanted.series:
+            add(check_uids("series", wanted.series))
+        if not table.count("wanted") and lists > 1:
+            raise ConfigError("nothing selected: no series is in all of manifest, cart and series", hint="drop one")
+        for batch in table.wanted(_AT_ONCE):
+            rows = self._client.series_metadata(batch)
+            table.add_series(Series(**{name: getattr(row, name) for name in _FIELDS}) for row in rows)
+
+    def _resolve_folders(self) -> None:
+        count = self._table.count("wanted")
+        missing = self._table.resolve_folders("wanted")
+        self.unknown = Unknown(tuple(f"crdc_series_uuid {name}" for name in missing), count)
+
+    def _check_found(self) -> None:
+        """Tell what was asked for one by one and is nowhere."""
+        asked = self._table.count("wanted")
+        if not asked and not self.unknown.names:
+            return
+        missing = [
+            uid
+            for (uid,) in self._table.stream(
+                "SELECT uid FROM wanted WHERE uid NOT IN (SELECT SeriesInstanceUID FROM series) ORDER BY uid"
+            )
+        ]
+        place = "at TCIA or in the IDC's index" if self._use_index else "at TCIA"
+        typed = set(self._wanted.series)
+        if wrong := [uid for uid in missing if uid in typed]:
+            raise explain_missing("series", wrong, len(typed), place)
+        total = max(self.unknown.asked, asked)
+        self.unknown = Unknown((*self.unknown.names, *missing), total)
+        if not self.unknown.names:
+            return
+        said = describe_unknown(self.unknown, place)
+        if not self._table.count("series"):
+            hint = "they may be withdrawn or restricted, or of another site; check where the list comes from"
+            raise ConfigError(said, hint=hint)
+        self.notes.append(said)
+
+    def narrow(self) -> None:
+        """Choose among what was found, into the table `chosen`: the rows, each series once, with a number `n`.
+
+        Raises
+        ------
+        ConfigError
+            A value that nothing found has, a `where` that cannot be, or nothing left.
+        """
+        table, wanted = self._table, self._wanted
+        conditions = []
+        for key, column in (NAME_KEYS | ID_KEYS).items():
+            values: tuple[str, ...] = getattr(wanted, key)
+            if values:
+                exact = self._choose(key, column, values)
+                sql = f"{quote_name(column)} IN (SELECT unnest(?::VARCHAR[]))"
+                conditions.append(Condition(key, sql, (list(exact),)))
+        if wanted.where:
+            where = check_where(wanted.where, COLUMNS, name="select.tcia.where")
+            conditions.append(Condition(f"where = {where.expression[:200]!r}", where.sql))
+        names = ", ".join(map(quote_name, COLUMNS))
+        condition, parameters = _join(conditions)
+        # A site that gives a series twice, with two rows, must not plan it twice: which row counts is always the same.
+        (rows, different), *_ = table.fetch("SELECT count(*), count(DISTINCT SeriesInstanceUID) FROM series")
+        once = "QUALIFY row_number() OVER (PARTITION BY SeriesInstanceUID ORDER BY {names}) = 1"
+        sql = "CREATE TABLE chosen AS SELECT row_number() OVER () AS n, * FROM (SELECT * FROM series WHERE {condition} "
+        sql += f"{once if rows > different else ''})"
+        table.run(compose(sql, condition=condition, names=names), parameters)
+        if not table.count("chosen"):
+            counts = [table.count("series", *_join(conditions[:end])) for end in range(len(conditions) + 1)]
+            raise explain_nothing(conditions, counts)
+        table.run("TRUNCATE series")
+
+    def _choose(self, key: str, column: str, values: tuple[str, ...]) -> tuple[str, ...]:
+        sql = "SELECT DISTINCT {column} FROM series WHERE {column} IS NOT NULL"
+        known = (row[0] for row in self._table.stream(compose(sql, column=quote_name(column))))
+        place = "among the series found"
+        if key in NAME_KEYS:
+            return choose_values(key, values, known, place, fold=key != "patients")
+        missing = sorted(set(values) - set(known))
+        if missing:
+            raise explain_missing(key, missing, len(set(values)), place)
+        return values
+
+
+def describe_unknown(unknown: Unknown, place: str) -> str:
+    """What to tell of unknown series, in one line. Pure."""
+    count = len(unknown.names)
+    more = f" and {count - SHOWN:,} more" if count > SHOWN else ""
+    return f"{count:,} of {unknown.asked:,} listed series are not {place}: {', '.join(unknown.names[:SHOWN])}{more}"
+
+
+def _join(conditions: Sequence[Condition]) -> tuple[str, list[Any]]:
+    sql = " AND ".join(condition.sql for condition in conditions) or "true"
+    return sql, [value for condition in conditions for value in condition.parameters]
