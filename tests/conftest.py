@@ -20,6 +20,8 @@ def _no_ambient_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(f"MEDHAUL_IDC_{name}", raising=False)
     for name in ("BASE_URL", "CREDENTIALS", "USERNAME", "PASSWORD"):
         monkeypatch.delenv(f"MEDHAUL_TCIA_{name}", raising=False)
+    for name in ("BASE_URL", "CREDENTIALS", "TOKEN"):
+        monkeypatch.delenv(f"MEDHAUL_ISIC_{name}", raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

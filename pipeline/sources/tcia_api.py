@@ -9,13 +9,13 @@ import datetime as dt
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
-from pipeline.errors import ConfigError
 from pipeline.sources import tcia_body as body
 from pipeline.sources import tcia_rows as rows
+from pipeline.sources.api_body import GarbledError, ShapeError, clean_text, describe_body, parse_json
+from pipeline.sources.api_url import parse_site_url
 from pipeline.sources.tcia_search import read_counts, read_search
 
 Version = Literal["v4", "v2", "v1"]
@@ -91,19 +91,19 @@ def _parse_counts(data: bytes) -> Any:
 
 
 def _parse_search(data: bytes) -> Any:
-    return read_search(body.parse_json(data)) if data.strip() else None
+    return read_search(parse_json(data)) if data.strip() else None
 
 
 def _parse_md5(data: bytes) -> str:
     text = data.decode("ascii", "replace").strip().lower()
     if text and not re.fullmatch(r"[0-9a-f]{32}", text):
-        raise body.GarbledError(f"{body.describe_body(data)}, no MD5")
+        raise GarbledError(f"{describe_body(data)}, no MD5")
     return text
 
 
 def _parse_dicom(data: bytes) -> bytes:
     if data and data[128:132] != b"DICM":  # PS3.10 section 7.1
-        raise body.GarbledError(f"{body.describe_body(data)}, no DICOM file")
+        raise GarbledError(f"{describe_body(data)}, no DICOM file")
     return data
 
 
@@ -182,7 +182,7 @@ def parse_answer(path: str, data: bytes) -> Any:
     """Read the answer to a call by the last part of its path; falsy when it says nothing. Raises `ShapeError`."""
     endpoint = _BY_PATH.get(path.rpartition("/")[2])
     if endpoint is None:
-        raise body.ShapeError(f"{body.describe_body(data)}, after a redirection to {body.clean_text(path)[:200]}")
+        raise ShapeError(f"{describe_body(data)}, after a redirection to {clean_text(path)[:200]}")
     return endpoint.parse(data)
 
 
@@ -195,15 +195,5 @@ def parse_base_url(url: str, *, secret: bool = False) -> str:
         When it is no http(s) URL, holds credentials, a query or a fragment, or (`secret`) would carry credentials
         unencrypted over a network.
     """
-    hint = f"the default is {BASE_URL}"
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable or "@" in parts.netloc or parts.query or parts.fragment or re.search(r"[\s\x00-\x1f\\]", url):
-        raise ConfigError("the base URL of TCIA is no plain http(s) URL without credentials and query", hint=hint)
-    local = parts.hostname in {"localhost", "::1"} or re.fullmatch(r"127(\.\d+){3}", parts.hostname or "")
-    if secret and parts.scheme != "https" and not local:
-        raise ConfigError(f"{parts.hostname}: credentials are not sent over plain http", hint="use an https URL")
-    return re.sub(r"/+(v[1-4])?/*$", "", f"{parts.scheme}://{parts.netloc}{parts.path}")
+    root = parse_site_url(url, site="TCIA", default=BASE_URL, secret=secret)
+    return re.sub(r"/+v[1-4]$", "", root)

@@ -15,7 +15,7 @@ from typing import TypeVar, get_type_hints
 
 import msgspec
 
-from pipeline.sources.tcia_body import ShapeError, clean_text
+from pipeline.sources.api_body import ShapeError, clean_text
 
 T = TypeVar("T", bound=msgspec.Struct)
 _BIGINT = 2**63 - 1

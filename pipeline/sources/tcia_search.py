@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from pipeline.errors import UsageError
-from pipeline.sources.tcia_body import ShapeError, clean_text
+from pipeline.sources.api_body import ShapeError, clean_text
 from pipeline.sources.tcia_rows import parse_count, parse_flag, parse_text, squeeze
 
 # What a search may ask, and the API's name for it; the value of a range is a pair.

@@ -7,7 +7,6 @@ nor the cache.
 from __future__ import annotations
 
 import os
-import stat
 import threading
 import tomllib
 from collections.abc import Mapping
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import CredentialsError, SiteUnavailableError
-from pipeline.sources.tcia_body import GarbledError, explain_refusal, parse_json
+from pipeline.sources.api_body import GarbledError, explain_refusal, parse_json
+from pipeline.sources.api_secrets import read_private_file
 from pipeline.transport.retry import Policy, Runtime, Verdict, choose_next, classify_failure, parse_retry_after, pause
 
 USERNAME, PASSWORD, CREDENTIALS_FILE = (
@@ -23,7 +23,6 @@ USERNAME, PASSWORD, CREDENTIALS_FILE = (
     "MEDHAUL_TCIA_PASSWORD",
     "MEDHAUL_TCIA_CREDENTIALS",
 )
-_MAX_FILE = 64 << 10
 _KEYS = {"username", "password", "client_id", "client_secret"}
 _HINT = 'the file has the lines username = "…" and password = "…", and chmod 600'
 _TIMEOUT = (10.0, 30.0)
@@ -103,26 +102,7 @@ def read_credentials(path: Path) -> Credentials:
     CredentialsError
         When others have any right to it, it is another user's, or not what it must be; never with what is in it.
     """
-    data = b""
-    problem = ""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            found = os.fstat(descriptor)  # of what was opened: a name may mean another file a moment later
-            if not stat.S_ISREG(found.st_mode):
-                problem = "not a file"
-            elif found.st_uid not in {os.geteuid(), 0}:
-                problem = "belongs to another user"
-            elif found.st_mode & 0o077:
-                problem = f"others than its owner can use it (mode {stat.S_IMODE(found.st_mode):04o})"
-            else:
-                data = os.read(descriptor, _MAX_FILE)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        problem = error.strerror or "cannot be read"
-    if problem:
-        raise CredentialsError(f"{path}: {problem}", hint=_HINT)
+    data = read_private_file(path, hint=_HINT)
     values = _parse_file(data)
     if values is None or not {"username", "password"} <= set(values) <= _KEYS:
         raise CredentialsError(f"{path}: not a TOML file with username and password as texts", hint=_HINT)
@@ -145,6 +125,8 @@ class TokenSource:
     url
         Of the token endpoint; without credentials in it.
     """
+
+    renewable = True
 
     def __init__(
         self, url: str, credentials: Credentials, *, policy: Policy | None = None, runtime: Runtime | None = None
