@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "MEDHAUL_IDC_MIRROR_ENDPOINT": ("sources", "idc", "mirror_endpoint"),
     "MEDHAUL_IDC_INDEX": ("sources", "idc", "index"),
     "MEDHAUL_TCIA_BASE_URL": ("sources", "tcia", "base_url"),
+    "MEDHAUL_ISIC_BASE_URL": ("sources", "isic", "base_url"),
 }
 
 
@@ -123,7 +124,14 @@ def resolve_paths(config: Config, base: Path, file: str) -> Config:
     if select.tcia is not None:
         manifest = absolute("select.tcia.manifest", select.tcia.manifest)
         select = msgspec.structs.replace(select, tcia=msgspec.structs.replace(select.tcia, manifest=manifest))
-    sources = Sources(idc=idc, tcia=tcia)
+    if select.isic is not None:
+        files = {
+            name: absolute(f"select.isic.{name}", getattr(select.isic, name)) for name in ("ids_file", "conditions")
+        }
+        select = msgspec.structs.replace(select, isic=msgspec.structs.replace(select.isic, **files))
+    secret = absolute("sources.isic.credentials", config.sources.isic.credentials)
+    isic = msgspec.structs.replace(config.sources.isic, credentials=secret)
+    sources = Sources(idc=idc, tcia=tcia, isic=isic)
     return msgspec.structs.replace(config, storage=storage, select=select, sources=sources, task=task)
 
 

@@ -29,13 +29,18 @@ def find_impossible(config: Config) -> list[tuple[str, str]]:
     for key, path in {**paths, "sources.idc.index": idc.index, "task.scratch": task.scratch}.items():
         need(path.isprintable(), key, f"{path!r} must be a path of printable letters")
     selections = {name: table for name, table in msgspec.structs.asdict(config.select).items() if table is not None}
-    need(len(selections) == 1, "select", "needs exactly one of [select.idc], [select.tcia]")
+    need(len(selections) == 1, "select", "needs exactly one of [select.idc], [select.tcia], [select.isic]")
     for source, table in selections.items():
         for name, value in msgspec.structs.asdict(table).items():
             need(not isinstance(value, tuple) or all(value), f"select.{source}.{name}", "must not hold an empty value")
     if (wanted := config.select.tcia) is not None:
         places = (wanted.collections, wanted.patients, wanted.studies, wanted.series, wanted.cart, wanted.manifest)
         need(any(places), "select.tcia", "needs collections, patients, studies, series, cart or manifest")
+    if (images := config.select.isic) is not None:
+        need(images.limit >= 0, "select.isic.limit", "must be 0 (all) or more")
+    url = config.sources.isic.base_url
+    said = f"{url!r} must be 'demo' or an http:// or https:// URL without credentials"
+    need(url == "demo" or _is_endpoint(url), "sources.isic.base_url", said)
     tcia = config.sources.tcia
     for name, word in (("base_url", "demo"), ("nlst_base_url", "")):
         url = getattr(tcia, name)

@@ -91,8 +91,8 @@ class ItemError(Exception):
 
 
 REASONS = {
-    "withdrawn": "the site no longer has it (404 on site and mirror)",
-    "forbidden": "the site refuses it (401 or 403)",
+    "withdrawn": "the site no longer has it (404 on site and mirror; NBIA: 400, not in public domain)",
+    "forbidden": "the site refuses it (401 or 403; NBIA: 400, not granted)",
     "unavailable": "the site did not deliver in spite of retries",
     "count": "more or fewer files than the manifest says",
     "size": "more or fewer bytes than the manifest or the listing says",

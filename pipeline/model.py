@@ -24,7 +24,19 @@ class NbiaLocation(msgspec.Struct, frozen=True, tag="nbia", tag_field="source"):
     base_url: str
 
 
-Location = IdcLocation | NbiaLocation
+class IsicLocation(msgspec.Struct, frozen=True, tag="isic", tag_field="source"):
+    """Where an image of the ISIC Archive is handed out: the API at `base_url` tells its URLs, by its ISIC id.
+
+    `urls` are those of its files (the image, then perhaps its thumbnail) as listed, without what a signature adds;
+    `names` are the names of these files in the archive, as `.jpg` and `.thumbnail.jpg`.
+    """
+
+    base_url: str
+    urls: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+Location = IdcLocation | NbiaLocation | IsicLocation
 
 
 class Item(msgspec.Struct, frozen=True):

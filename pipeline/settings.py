@@ -67,11 +67,31 @@ class SelectTcia(Table, frozen=True):
     where: str = ""
 
 
+class SelectIsic(Table, frozen=True):
+    """`[select.isic]`: images of the ISIC Archive; every key given must hold.
+
+    `collections`: by id or exact name, an image of any of them. `query`: in the archive's own search language. `ids`:
+    ISIC ids, or `ids_file`: a text or CSV file of them. `conditions`: a JSON file with a condition list of the old
+    tools. `where`: a SQL condition over the flattened metadata (`medhaul query isic fields`). `limit`: at most so many
+    images, 0: all. `thumbnails`: take them along.
+    """
+
+    collections: tuple[str, ...] = ()
+    query: str = ""
+    ids: tuple[str, ...] = ()
+    ids_file: str = ""
+    conditions: str = ""
+    where: str = ""
+    limit: int = 0
+    thumbnails: bool = False
+
+
 class Select(Table, frozen=True):
     """`[select]`: one source's selection."""
 
     idc: SelectIdc | None = None
     tcia: SelectTcia | None = None
+    isic: SelectIsic | None = None
 
 
 class SourceIdc(Table, frozen=True):
@@ -102,11 +122,19 @@ class SourceTcia(Table, frozen=True):
     credentials: str = ""
 
 
+class SourceIsic(Table, frozen=True):
+    """`[sources.isic]`: the ISIC Archive's API, version 2. `base_url` may be `demo`; `credentials`: a 0600 file."""
+
+    base_url: str = "https://api.isic-archive.com/api/v2"
+    credentials: str = ""
+
+
 class Sources(Table, frozen=True):
     """`[sources]`."""
 
     idc: SourceIdc = SourceIdc()
     tcia: SourceTcia = SourceTcia()
+    isic: SourceIsic = SourceIsic()
 
 
 class Archive(Table, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from pipeline.archive.index import ArchiveLine, FailedLine, FileLine, FrameLine, ItemLine, Line
-from pipeline.archive.tar import BLOCK, member_padding
+from pipeline.archive.tar import BLOCK, join_path, member_padding
 from pipeline.archive.xz import CHECK_BYTES, HEADER_BYTES, padded
 from pipeline.errors import ConfigError
 
@@ -37,7 +37,7 @@ def check_lines(lines: Iterable[Line], name: str) -> Iterator[Line]:
 
 def member_path(item: ItemLine, file: FileLine) -> str:
     """Path of a file in the archive."""
-    return f"{item.path}/{file.name}" if item.path else file.name
+    return join_path(item.path, file.name)
 
 
 class LineCounter:

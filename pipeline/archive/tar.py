@@ -5,10 +5,22 @@ ustar, with a pax header only where a path or size needs one; owner 0, no owner 
 
 from __future__ import annotations
 
+import re
 import tarfile
 
 BLOCK = 512
+SUFFIX = re.compile(r"\.[a-z0-9][a-z0-9.]{0,30}")
 END_OF_ARCHIVE = bytes(2 * BLOCK)
+
+
+def join_path(folder: str, name: str) -> str:
+    """Path of a file in the archive: `name` in its item's folder; a name like `.jpg` is a suffix of the folder.
+
+    So an item of one file, such as an image, need not have a folder: `c/ISIC_1` and `.jpg` make `c/ISIC_1.jpg`.
+    """
+    if folder and SUFFIX.fullmatch(name):
+        return folder + name
+    return f"{folder}/{name}" if folder else name
 
 
 def member_header(path: str, size: int) -> bytes:

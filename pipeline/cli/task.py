@@ -200,7 +200,8 @@ def _do(
             work.beat("stopped", None, 0, force=True, note=f"{type(error).__name__}: {error}"[:500])
             raise
         finally:
-            fetcher.close()
+            with contextlib.suppress(OSError, StorageError):  # what stays on scratch, the next life or a sweep removes
+                fetcher.close()
             if cache is not None:
                 cache.close(keep=keep)
                 if not keep:  # what lives beside this one left that died; the shard is done even where it cannot be

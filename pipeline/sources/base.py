@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from pipeline.model import Entry, RemoteFile
 
@@ -46,6 +46,18 @@ class Fetcher(Protocol):
 
     def fetch(self, body: Body, path: Path, deadline: float) -> Received:
         """Bring a body to `path`, verified against the best evidence the site offers."""
+        ...
+
+
+@runtime_checkable
+class Holder(Protocol):
+    """A fetcher that keeps something on scratch between `list_bodies` and the last `fetch` of an entry."""
+
+    def release(self, entry: Entry) -> None:
+        """Let go of an entry: called once for each `list_bodies` that returned, when no more `fetch` follows.
+
+        Raises `StorageError`.
+        """
         ...
 
 

@@ -16,9 +16,9 @@ import msgspec
 
 from pipeline.atomic import storage_errors
 from pipeline.errors import InterruptedRunError, ItemError, MedhaulError
-from pipeline.model import Entry, RawFile
+from pipeline.model import Entry, NbiaLocation, RawFile
 from pipeline.records import PieceRecord
-from pipeline.sources.base import Body, Fetcher
+from pipeline.sources.base import Body, Fetcher, Holder
 from pipeline.sources.verified import fetch_verified
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog
@@ -51,6 +51,7 @@ class EntryWork:
         self.waiting = 0  # bodies not yet settled
         self.deadline: float | None = None  # set when the first body begins
         self.settled = False
+        self.listed = False  # and not yet released
         self.files: list[tuple[int, RawFile]] = []  # with the position in the listing
         self.keys: list[str] = []
         self.failure: Failure | None = None
@@ -116,8 +117,10 @@ def frame_size(entries: Sequence[Entry]) -> FrameSize:
 
 
 def planned_bytes(entry: Entry) -> int:
-    """Bytes that an entry is expected to have. Pure."""
-    return max(0, entry.item.bytes) // entry.pieces
+    """Bytes that an entry is expected to need on scratch: of its files, and of the zip that they come in. Pure."""
+    total = max(0, entry.item.bytes)
+    # A series comes whole, also where it is cut; CT and MR images deflate to about half.
+    return total // entry.pieces + (total // 2 if isinstance(entry.item.location, NbiaLocation) else 0)
 
 
 def order_files(files: Sequence[tuple[int, RawFile]], *, cut: bool) -> list[RawFile]:
@@ -171,6 +174,7 @@ class Intake:
         report: Callable[[EntryDone | Probed | Fatal], None],
     ) -> None:
         self._fetcher = fetcher
+        self._holder = fetcher if isinstance(fetcher, Holder) else None
         self._cache = cache
         self._log = log
         self._deadline = item_deadline
@@ -206,12 +210,14 @@ class Intake:
         deadline = time.monotonic() + self._deadline
         with _Border(work):
             bodies = self._fetcher.list_bodies(entry, deadline)
+            work.listed = True
             path = self._cache.folder / f"probe-{number}"
             try:
                 with storage_errors(path):
                     self._fetcher.fetch(min(bodies, key=lambda body: body.file.size), path, deadline)
             finally:
                 path.unlink(missing_ok=True)
+                self._release(work)
         self._log.event("probe", id=entry.item.id, failure=work.failure.message if work.failure else "")
         self._report(Probed(work.failure if work.failure is not None and work.failure.is_silence else None))
 
@@ -230,6 +236,7 @@ class Intake:
         bodies: Sequence[Body] = []
         with _Border(work):
             bodies = self._fetcher.list_bodies(work.entry, deadline)
+            work.listed = True
         if work.failure is None and not bodies:
             work.failure = Failure("empty", "no files fall into this piece of the item", transient=False)
         if work.failure is not None:
@@ -291,6 +298,7 @@ class Intake:
 
     def _settle(self, frame: int, work: EntryWork) -> None:
         failure = work.failure
+        self._release(work)
         work.settled = True
         if failure is not None:
             logger.warning("failed: %s: %s: %s", work.entry.item.id, failure.reason, failure.message)
@@ -299,6 +307,12 @@ class Intake:
                 reason=failure.reason, message=failure.message,
             )  # fmt: skip
         self._report(EntryDone(frame, work))
+
+    def _release(self, work: EntryWork) -> None:
+        """Say that no more of an entry will be asked for, once it was listed."""
+        if work.listed and self._holder is not None:
+            self._holder.release(work.entry)
+        work.listed = False
 
 
 class _Border:

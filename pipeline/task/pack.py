@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pipeline.archive.blocks import EncodedBlock, encode_block
 from pipeline.archive.frames import Member, Placed, RawFileChangedError, cut_frame, place_members, read_blocks
+from pipeline.archive.tar import join_path
 from pipeline.model import RawFile
 from pipeline.records import FileRecord, FrameRecord, PieceRecord
 from pipeline.settings import Archive
@@ -120,7 +121,7 @@ class Packer:
     def _assemble(self) -> None:
         while (job := self._jobs.get()) is not None and not self._abandon.is_set():
             members = [
-                Member(f"{piece.folder}/{file.name}", file.local, file.size, file.sha256, file.chain)
+                Member(join_path(piece.folder, file.name), file.local, file.size, file.sha256, file.chain)
                 for piece in job.pieces
                 for file in piece.files
             ]

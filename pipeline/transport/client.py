@@ -16,7 +16,8 @@ from pipeline.transport.evidence import Tally, normalise_etag
 from pipeline.transport.exchange import Exchange, RequestError
 from pipeline.transport.pool import ConnectionPool
 from pipeline.transport.retry import Policy, Runtime, Verdict
-from pipeline.transport.trial import Event, Means, Trial
+from pipeline.transport.stream import Count, judge_coding, judge_stream, pour
+from pipeline.transport.trial import Event, Explain, Means, Trial, doubt
 
 T = TypeVar("T")
 MIB = 1 << 20
@@ -25,7 +26,8 @@ MIB = 1 << 20
 BUFFER = 512 << 10
 # How often an object may turn out to be another one than listed before that is the result.
 CHANGES = 1
-_ENCODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress"})
+# How often a whole body may turn out not to be what was asked for before that is the result.
+DOUBTS = 3
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -110,8 +112,7 @@ class Transport:
                         return parse(answer)
                     except ItemError as error:
                         wanted["Cache-Control"] = "no-cache"  # a cache on the way may have kept what is wrong
-                        verdict = Verdict.RETRY if error.transient else Verdict.PERMANENT
-                        raise RequestError(error.reason, verdict, str(error)) from error
+                        raise doubt(error) from error
             except (RequestError, OSError, http.client.HTTPException) as error:
                 failure = trial.explain(error)
                 if failure.verdict in {Verdict.CHANGED, Verdict.UNSATISFIABLE}:
@@ -185,10 +186,78 @@ class Transport:
                 resumed=haul.resumed,
             )
 
-    def _trial(self, url: str, deadline_at: float | None, size: int) -> Trial:
+    def stream(
+        self,
+        url: str,
+        dest: Path,
+        accept: Callable[[Path], T],
+        *,
+        limit: int,
+        headers: Mapping[str, str] | None = None,
+        explain: Explain | None = None,
+        doubts: int = DOUBTS,
+        deadline_at: float | None = None,
+    ) -> T:
+        """Write an answer of a length that nobody states to `dest`, and return what `accept` makes of the file.
+
+        Such a body cannot be continued: one that breaks is asked for again from its start, and none of it counts as
+        progress.
+
+        Parameters
+        ----------
+        dest
+            On scratch: mode 0600, not synced. On failure nothing is left there.
+        accept
+            Reads the file, after the connection was given back. An `ItemError` that is `transient` fails the request,
+            at most `doubts` times: whole bodies are dear. Whatever else it raises ends the download.
+        limit
+            Most bytes of the body.
+        explain
+            What an error status means: an `ItemError`, or None for what it means everywhere.
+        deadline_at
+            On the runtime's clock; by default the policy's deadline from now.
+
+        Raises
+        ------
+        ItemError
+            `withdrawn`, `forbidden`, `unavailable`, `size` (longer than `limit`), and those of `accept` and `explain`.
+        StorageError
+            `dest` cannot be written.
+        InterruptedRunError
+        ConfigError
+            The proxy variables cannot be used.
+        """
+        trial = self._trial(url, deadline_at, 0, explain)
+        wanted = dict(headers or {})
+        with Sink(dest, Count()) as sink:
+            while True:
+                try:
+                    with trial.ask(wanted) as exchange:
+                        judge_stream(exchange.head)
+                        pour(exchange.body, sink, self._buffer(), limit)
+                except (RequestError, OSError, http.client.HTTPException) as error:
+                    failure = trial.explain(error)
+                    if failure.verdict in {Verdict.CHANGED, Verdict.UNSATISFIABLE}:
+                        raise trial.give_up(failure) from error
+                else:
+                    try:
+                        result = accept(dest)
+                    except ItemError as error:
+                        wanted["Cache-Control"] = "no-cache"
+                        doubts -= 1
+                        failure = doubt(error)
+                        if doubts <= 0 or not error.transient:
+                            raise trial.give_up(failure) from error
+                    else:
+                        sink.close()
+                        return result
+                sink.restart()
+                trial.wait(failure, reached=0)
+
+    def _trial(self, url: str, deadline_at: float | None, size: int, explain: Explain | None = None) -> Trial:
         if deadline_at is None:
             deadline_at = self._means.runtime.clock() + self._means.policy.deadline
-        return Trial(self._means, url, deadline_at, size)
+        return Trial(self._means, url, deadline_at, size, explain)
 
     def _buffer(self) -> memoryview:
         buffer: memoryview | None = getattr(self._local, "buffer", None)
@@ -204,11 +273,7 @@ def _as_it_is(response: Response) -> Response:
 def _read(exchange: Exchange, limit: int) -> bytes:
     """Read a body of at most `limit` bytes that is stored as it is sent."""
     body = exchange.body
-    coding = exchange.head.headers.get("content-encoding", "").lower()
-    if coding in _ENCODINGS:
-        raise RequestError(
-            "unavailable", Verdict.RETRY, f"the answer is {coding}-encoded although identity was asked for"
-        )
+    judge_coding(exchange.head)
     data = bytearray()
     buffer = memoryview(bytearray(min(max(body.length, 1), limit + 1) if body.length >= 0 else 64 << 10))
     while body.length <= limit and not body.done:

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -46,13 +46,30 @@ class Download(msgspec.Struct, frozen=True):
     resumed: int
 
 
-class Sink:
-    """A file on scratch and the hashes of what is in it. Leaving the context by an exception removes the file.
+class Meter(Protocol):
+    """What counts, and may hash, all that is fed."""
+
+    size: int
+
+    def feed(self, data: memoryview) -> None:
+        """Count the next bytes."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything fed."""
+        ...
+
+
+M = TypeVar("M", bound=Meter)
+
+
+class Sink(Generic[M]):
+    """A file on scratch and the tally of what is in it. Leaving the context by an exception removes the file.
 
     Every failure of the file is a `StorageError`, so that none is taken for a failure of the network.
     """
 
-    def __init__(self, path: Path, tally: Tally) -> None:
+    def __init__(self, path: Path, tally: M) -> None:
         self._path = path
         self.tally = tally
         self.furthest = 0
@@ -121,7 +138,7 @@ class Sink:
 class Haul:
     """The state of one download between its requests."""
 
-    def __init__(self, sink: Sink, size: int, etag: str, *, resume: bool) -> None:
+    def __init__(self, sink: Sink[Tally], size: int, etag: str, *, resume: bool) -> None:
         self.sink = sink
         self.size = size
         self.etag = etag

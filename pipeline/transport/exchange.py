@@ -75,10 +75,10 @@ class Exchange:
         whole = self.body.done and self.body.reusable
         self._pool.release(self._connection, reusable=whole, clock=self._guard.clock)
 
-    def read_error(self) -> str:
-        """Return the `<Code>` of an S3 error document, or ""; never raises for a body that does not come."""
+    def read_error(self) -> bytes:
+        """Return the beginning of an error document, or b""; never raises for a body that does not come."""
         if self.body.length > ERROR_BODY:
-            return ""
+            return b""
         data = bytearray(ERROR_BODY)
         view = memoryview(data)
         count = 0
@@ -89,8 +89,7 @@ class Exchange:
                 if not got:
                     break
                 count += got
-        match = _CODE.search(data, 0, count)
-        return match[1].decode("ascii") if match else ""
+        return bytes(view[:count])
 
 
 def parse_target(url: str) -> Target:
@@ -135,6 +134,12 @@ def ask(pool: ConnectionPool, target: Target, headers: Mapping[str, str], guard:
             if not stale:
                 raise
         replaced = True
+
+
+def parse_code(document: bytes) -> str:
+    """Return the `<Code>` of an S3 error document, or ""."""
+    match = _CODE.search(document)
+    return match[1].decode("ascii") if match else ""
 
 
 def explain_status(head: Head, code: str, wall: float) -> RequestError:

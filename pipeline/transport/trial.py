@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pipeline.errors import ItemError, MedhaulError
-from pipeline.transport.exchange import Exchange, RequestError, ask, explain_status, parse_target
+from pipeline.transport.exchange import Exchange, RequestError, ask, explain_status, parse_code, parse_target
 from pipeline.transport.pool import ConnectionPool
 from pipeline.transport.retry import (
     Policy,
@@ -28,6 +28,8 @@ from pipeline.transport.wire import Guard
 FINAL = frozenset({Verdict.PERMANENT, Verdict.GONE, Verdict.FORBIDDEN})
 
 Event = dict[str, Any]
+# Says what a status that is no success means, from the status and the beginning of its body; None: what it always does.
+Explain = Callable[[int, bytes], ItemError | None]
 
 
 class Means(msgspec.Struct, frozen=True):
@@ -49,12 +51,13 @@ class Trial:
         How many were sent. A stale kept-alive connection that was replaced does not count.
     """
 
-    def __init__(self, means: Means, url: str, deadline_at: float, size: int) -> None:
+    def __init__(self, means: Means, url: str, deadline_at: float, size: int, explain: Explain | None = None) -> None:
         try:
             self._target = parse_target(url)
         except RequestError as failure:
             raise ItemError(failure.reason, f"{url.partition('?')[0]!r}: {failure}") from None
         self._means = means
+        self._explain = explain
         self._size = size
         self._begun = means.runtime.clock()
         self._progress = Progress()
@@ -80,7 +83,7 @@ class Trial:
             with exchange:
                 status = exchange.head.status
                 if status >= 300:
-                    raise explain_status(exchange.head, exchange.read_error(), self._means.runtime.wall())
+                    raise self._refusal(exchange)
                 yield exchange
         except (RequestError, OSError, http.client.HTTPException, MedhaulError) as error:
             problem = describe(error)
@@ -101,6 +104,12 @@ class Trial:
         if isinstance(error, RequestError):
             return error
         return RequestError("unavailable", classify_failure(error), describe(error))
+
+    def _refusal(self, exchange: Exchange) -> RequestError:
+        document = exchange.read_error()
+        if self._explain and (error := self._explain(exchange.head.status, document)) is not None:
+            return doubt(error)
+        return explain_status(exchange.head, parse_code(document), self._means.runtime.wall())
 
     def wait(self, failure: RequestError, *, reached: int) -> None:
         """Wait until the next request.
@@ -131,6 +140,12 @@ class Trial:
     def _emit(self, event: str, **fields: object) -> None:
         if self._means.on_event:
             self._means.on_event({"event": event, "url": self._target.shown, "request": self.requests, **fields})
+
+
+def doubt(error: ItemError) -> RequestError:
+    """Make what is wrong with an answer the failure of the request: one that is `transient` may be sent again."""
+    verdict = Verdict.RETRY if error.transient else Verdict.PERMANENT
+    return RequestError(error.reason, verdict, str(error), discard=True)
 
 
 def describe(error: BaseException) -> str:

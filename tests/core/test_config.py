@@ -189,7 +189,8 @@ def test_values_that_cannot_be_are_refused_with_the_rule(path: str) -> None:
 @pytest.mark.parametrize("tables", [{}, {"idc": {"content": "both"}, "tcia": {"cart": "x"}}])
 def test_exactly_one_source_is_selected_from(tables: dict[str, Any]) -> None:
     """No selection, and two of them, are refused with the tables that there are."""
-    assert refused(minimal() | {"select": tables}) == "select: needs exactly one of [select.idc], [select.tcia]"
+    said = refused(minimal() | {"select": tables})
+    assert said == "select: needs exactly one of [select.idc], [select.tcia], [select.isic]"
 
 
 def test_every_problem_that_a_rule_knows_is_about_a_key_that_exists() -> None:

@@ -1,0 +1,322 @@
+"""NBIA, where a series comes whole as a zip: downloaded once, checked to its end, and handed out file by file.
+
+Facts: nothing states a zip's length and nothing continues a broken one; a fault of the server ends in a sound zip that
+lacks images; names in a zip may be others at the next request, MD5s and SOPInstanceUIDs are not.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from urllib.parse import urlencode
+
+from pipeline.atomic import storage_errors
+from pipeline.errors import ItemError, SiteUnavailableError
+from pipeline.model import Entry, Item, NbiaLocation, RemoteFile
+from pipeline.settings import SourceTcia
+from pipeline.sources.api_body import explain_refusal
+from pipeline.sources.base import Body, Received, cut_files
+from pipeline.sources.idc import choose_error
+from pipeline.sources.tcia_api import parse_base_url
+from pipeline.sources.tcia_held import Held, Key, Store
+from pipeline.sources.tcia_series import Found, SeriesFile, check_series
+from pipeline.sources.tcia_token import TokenSource, find_credentials, shared_token
+from pipeline.sources.tcia_zip import read_member
+from pipeline.transport.client import Transport
+from pipeline.transport.download import Sink
+from pipeline.transport.evidence import Digests, Tally
+from pipeline.transport.retry import check_stop
+
+DEMO = "demo"
+# Reasons that another version of the API may not have: it reads the same images, but by another way.
+OTHER_WAY = frozenset({"unavailable", "withdrawn", "forbidden"})
+# Of the time that is left for an item, what the first version may use up.
+FIRST_SHARE = 2 / 3
+# Where the manifest states no bytes: most bytes of a series, and the share of free scratch for its zip.
+MAX_BYTES = 1 << 40
+FREE_SHARE = 0.5
+# Beside its images' bytes, what a zip may have: a licence, the list of MD5s, and headers of each image.
+ZIP_ROOM, ZIP_ROOM_EACH = 64 << 20, 2048
+
+
+def judge_status(status: int, document: bytes) -> ItemError | None:
+    """Say what an error status of an image call means for the item; None for what it means everywhere. Pure.
+
+    NBIA answers 400 for a series that is unknown, withdrawn or restricted alike, and never 404 for one.
+    """
+    text = f"{status}: {explain_refusal(document)}" if document.strip() else str(status)
+    if status == 400:
+        reason = "unavailable"
+        if "not been granted" in text:
+            reason = "forbidden"
+        elif "not in public domain" in text:
+            reason = "withdrawn"
+        return ItemError(reason, text)
+    if status in {404, 410}:
+        return ItemError("unavailable", f"{text}; the site has no such call")
+    return ItemError("forbidden", text) if status in {401, 403} else None
+
+
+def choose_refusal(errors: Sequence[tuple[str, ItemError]]) -> ItemError:
+    """Make one error of what each version of the API said. Pure.
+
+    A version that does not know the call says nothing about the series.
+    """
+    telling = [each for each in errors if each[1].reason != "unavailable" or each[1].transient]
+    chosen = choose_error(telling or errors)
+    said = "; ".join(f"{version}: {error}" for version, error in errors)
+    return ItemError(chosen.reason, said, transient=chosen.transient)
+
+
+def plan_calls(uid: str, *, secret: bool) -> tuple[tuple[str, str], ...]:
+    """Versions and what to ask of each, in order: v4, and an elder where that fails. Pure."""
+    series = {"SeriesInstanceUID": uid}
+    newer = urlencode({**series, "NewFileNames": "Yes", "IncludeMD5": "Yes"})
+    elder = "v2" if secret else "v1"  # v2 knows accounts, v1 only the public
+    return ("v4", f"v4/getImage?{newer}"), (elder, f"{elder}/getImageWithMD5Hash?{urlencode(series)}")
+
+
+def plan_limits(item: Item, free: int) -> tuple[int, int]:
+    """Most bytes of an item's zip and of its images, with so many bytes of scratch free. Pure."""
+    room = ZIP_ROOM + ZIP_ROOM_EACH * max(item.files, 0)
+    if item.bytes >= 0:
+        return item.bytes + item.bytes // 100 + room, item.bytes
+    return max(min(MAX_BYTES, int(free * FREE_SHARE)), room), MAX_BYTES
+
+
+def choose_piece(files: list[SeriesFile], entry: Entry) -> list[SeriesFile]:
+    """The files of an entry: all, or those of its piece. Pure."""
+    if entry.pieces == 1:
+        return files
+    counts = cut_files([file.size for file in files], entry.pieces)
+    begin = sum(counts[: entry.piece])
+    return files[begin : begin + counts[entry.piece]]
+
+
+def name_body(entry: Entry, file: SeriesFile) -> Body:
+    """A file as a body: known by its content, for nothing else of a zip lasts. Pure."""
+    key = f"{entry.item.id}/{file.sop or file.md5}"
+    return Body(entry, RemoteFile(key, file.size, file.md5), f"nbia:{entry.item.id}:{file.md5}")
+
+
+class NbiaFetcher:
+    """A task's way to NBIA. `close` it.
+
+    Parameters
+    ----------
+    folder
+        For zips, on scratch and this fetcher's own: zips in it are removed at the beginning and at the end; records of
+        what was in them serve a later life.
+    entries
+        All that the task will ask for: the zip of a cut item is kept until its last piece was released.
+    known
+        Finds a body that an earlier life left on scratch, by cache key.
+    clock
+        What deadlines are on: the transport's.
+
+    Raises
+    ------
+    CredentialsError, ConfigError
+        When credentials are given, and cannot be used.
+    StorageError
+        When the folder cannot be.
+    """
+
+    def __init__(
+        self,
+        settings: SourceTcia,
+        transport: Transport,
+        folder: Path,
+        *,
+        entries: Iterable[Entry] = (),
+        known: Callable[[str], object | None] = lambda _: None,
+        stop: threading.Event | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transport = transport
+        self._known = known
+        self._stop = stop or threading.Event()
+        self._clock = clock
+        self._token: TokenSource | None = None
+        self._used: set[str] = set()  # tokens, one every two hours or so
+        self._trusted: frozenset[str] = frozenset()
+        self._base = settings.base_url
+        credentials = find_credentials(Path(settings.credentials) if settings.credentials else None)
+        if credentials is not None:
+            main = parse_base_url(self._base, secret=True)
+            self._token = shared_token(f"{main}/oauth/token", credentials)
+            nlst = settings.nlst_base_url
+            self._trusted = frozenset({main, parse_base_url(nlst, secret=True) if nlst else main})
+        self._store = Store(folder, ((self._key(entry.item), entry.piece) for entry in entries if _is_here(entry)))
+
+    def close(self) -> None:
+        """Remove the zips; no other method is called any more."""
+        self._store.close()
+
+    def list_bodies(self, entry: Entry, deadline: float) -> list[Body]:
+        """List an entry's files by SOPInstanceUID, once its whole zip was checked; of a cut item, those of this piece.
+
+        Where all of them are on scratch since an earlier life, nothing is downloaded.
+        """
+        key = self._key(entry.item)
+        self._store.hold(key)
+        try:
+            recorded = self._store.read_record(key, entry.item)
+            if recorded is not None:
+                bodies = [name_body(entry, file) for file in choose_piece(recorded, entry)]
+                if all(self._known(body.cache_key) is not None for body in bodies):
+                    return bodies
+            files = self._open(entry, deadline).files
+            return [name_body(entry, file) for file in choose_piece(files, entry)]
+        except BaseException:
+            self._store.let_go(key)
+            raise
+
+    def fetch(self, body: Body, path: Path, deadline: float) -> Received:
+        """Write one file from its series' zip. Raises as `Fetcher` says."""
+        entry = body.entry
+        held = self._open(entry, deadline)
+        found = held.by_md5.get(body.file.etag)
+        if found is None or found.file.size != body.file.size:
+            self._store.spoil(self._key(entry.item))
+            text = f"{body.file.key} with MD5 {body.file.etag}, listed before, is not in its zip any more"
+            raise ItemError("checksum", text, transient=True)
+        try:
+            digests = self._extract(held.path, found, path, deadline)
+        except ItemError as error:
+            if error.reason == "checksum":  # it was right when it was checked: it is scratch that is not
+                self._store.spoil(self._key(entry.item))
+            raise
+        route = f"nbia:{self._root(held.key)}"
+        return Received(path, digests.size, digests.md5, digests.sha256, ("md5", "size"), route)
+
+    def release(self, entry: Entry) -> None:
+        """Let go of an entry: its zip goes, unless another piece of it or another listing wants it."""
+        key = self._key(entry.item)
+        self._store.finish(key, entry.piece)
+        self._store.let_go(key)
+
+    def _key(self, item: Item) -> Key:
+        if not isinstance(item.location, NbiaLocation):
+            raise ItemError("internal", f"it is not at NBIA, but at {item.location}")
+        return Key(item.location.base_url, item.id)
+
+    def _root(self, key: Key) -> str:
+        """Where a series is asked for: the demo's address is another each time, and so in no manifest."""
+        url = self._base if key.base_url == DEMO else key.base_url
+        return parse_base_url(url, secret=self._token is not None)
+
+    def _extract(self, zip_path: Path, found: Found, path: Path, deadline: float) -> Digests:
+        try:
+            with (
+                storage_errors(zip_path),
+                open(zip_path, "rb", buffering=0) as file,
+                Sink(path, Tally(found.file.size, "")) as sink,
+            ):
+                for piece in read_member(file.fileno(), found.member, lambda: self._check(deadline)):
+                    sink.feed(memoryview(piece))
+                digests = sink.tally.digests()
+                if digests.md5 != found.file.md5:
+                    raise ItemError("checksum", f"{found.file.sop} changed on scratch", transient=True)
+                sink.close()
+        except FileNotFoundError:  # of the zip: what the sink meets is a StorageError
+            raise ItemError("checksum", f"{found.file.sop}: its zip is gone from scratch", transient=True) from None
+        return digests
+
+    def _check(self, deadline: float) -> None:
+        check_stop(self._stop)
+        if self._clock() > deadline:
+            raise ItemError("unavailable", "the time for this item is over", transient=True)
+
+    def _open(self, entry: Entry, deadline: float) -> Held:
+        """The item's zip on scratch, brought there by whoever needs it first while the others wait."""
+        key = self._key(entry.item)
+        held = self._store.claim(key, entry.piece, lambda: self._check(deadline))
+        if held is not None:
+            return held
+        try:
+            return self._store.put(key, *self._bring(key, entry.item, deadline))
+        except BaseException as error:
+            self._store.fail(key, entry.piece, error)
+            raise
+
+    def _bring(self, key: Key, item: Item, deadline: float) -> tuple[Path, list[Found]]:
+        """Download and check a zip, by the first version of the API that has it whole."""
+        path = self._store.path(key, ".part")
+        limit, inflated = plan_limits(item, self._store.free())
+
+        def accept(path: Path) -> list[Found]:
+            with storage_errors(path), open(path, "rb", buffering=0) as file:
+                return check_series(file.fileno(), item, limit=inflated, check=lambda: self._check(deadline))
+
+        root = self._root(key)
+        errors: list[tuple[str, ItemError]] = []
+        for version, call in plan_calls(item.id, secret=self._token is not None):
+            now = self._clock()
+            until = deadline if errors else now + (deadline - now) * FIRST_SHARE
+            statuses: list[int] = []
+            try:
+                return path, self._ask(f"{root}/{call}", path, accept, statuses, limit=limit, until=until)
+            except ItemError as error:
+                errors.append((version, error))
+                # Who asks to slow down means all calls.
+                if error.reason not in OTHER_WAY or statuses[-1:] == [429]:
+                    break
+        raise choose_refusal(errors)
+
+    def _ask(
+        self,
+        url: str,
+        path: Path,
+        accept: Callable[[Path], list[Found]],
+        statuses: list[int],
+        *,
+        limit: int,
+        until: float,
+    ) -> list[Found]:
+        """One call, and again with another token where the site does not take the first any more.
+
+        `statuses` gets each error status that the site answers.
+        """
+
+        def explain(status: int, document: bytes) -> ItemError | None:
+            statuses.append(status)
+            return judge_status(status, document)
+
+        rejected = False
+        while True:
+            token = self._bearer(url)
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            try:
+                return self._transport.stream(
+                    url, path, accept, limit=limit, headers=headers, explain=explain, deadline_at=until
+                )
+            except ItemError as error:
+                if self._token and token and statuses[-1:] == [401] and not rejected:
+                    rejected = True
+                    self._token.reject(token)
+                    continue
+                raise ItemError(error.reason, self._scrub(str(error)), transient=error.transient) from None
+
+    def _bearer(self, url: str) -> str:
+        """A token for the hosts that the settings name, and for no other one."""
+        if self._token is None or not any(url.startswith(f"{root}/") for root in self._trusted):
+            return ""
+        try:
+            token = self._token.get(self._stop)
+        except SiteUnavailableError as error:
+            raise ItemError("unavailable", str(error), transient=True) from None
+        self._used.add(token)
+        return token
+
+    def _scrub(self, text: str) -> str:
+        """Take out what a site may say back of a request."""
+        for token in tuple(self._used):
+            text = text.replace(token, "…")
+        return self._token.scrub(text) if self._token else text
+
+
+def _is_here(entry: Entry) -> bool:
+    return isinstance(entry.item.location, NbiaLocation)
