@@ -115,6 +115,7 @@ class AttemptPlan(msgspec.Struct, frozen=True, kw_only=True):
     connections: int
     tag: str
     cluster: str
+    accounting: bool
     arrays: list[ArrayPlan]
 
 

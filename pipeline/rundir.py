@@ -183,6 +183,13 @@ class RunDir:
         path = self.attempt_folder(attempt) / "throttle.json"
         return read_record(path, Throttle) if path.is_file() else None
 
+    def write_cancelled(self, attempt: int) -> None:
+        """Note that an attempt was cancelled: none of its tasks puts itself back into a queue from now on."""
+        write_atomic(self.attempt_folder(attempt) / "cancelled", b"")
+
+    def is_cancelled(self, attempt: int) -> bool:
+        return (self.attempt_folder(attempt) / "cancelled").is_file()
+
     # -- receipts, heartbeats --------------------------------------------------------------------------------------
 
     def write_receipt(self, receipt: Receipt) -> None:

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.errors import ItemsFailedError, MedhaulError, StorageError, TimeLimitError, UsageError
+from pipeline.errors import (
+    InterruptedRunError,
+    ItemsFailedError,
+    MedhaulError,
+    StorageError,
+    TimeLimitError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from pipeline.records import Receipt
@@ -59,8 +66,8 @@ def task(run: Path, shard: int | None, attempt: int | None, index: int | None) -
     try:
         receipt = do_shard(run_dir, shard, attempt or 0, connections)
     except TimeLimitError as error:
-        if queue_again:
-            requeue(run_dir, error)
+        if queue_again and attempt is not None:
+            requeue(run_dir, attempt, error)
         raise
     if receipt.failed:
         raise ItemsFailedError(
@@ -69,12 +76,15 @@ def task(run: Path, shard: int | None, attempt: int | None, index: int | None) -
         )
 
 
-def requeue(run_dir: RunDir, error: TimeLimitError) -> None:
+def requeue(run_dir: RunDir, attempt: int, error: TimeLimitError) -> None:
     """Put this task back into Slurm's queue when that gets it on: its next life goes on after the finished frames."""
     from pipeline.schedulers.slurm import requeue_self
 
     if not error.progress:
         logger.warning("not queued again: no frame was finished before the time limit; give it more time (slurm.time)")
+        return
+    if run_dir.is_cancelled(attempt):
+        logger.warning("not queued again: the attempt was cancelled")
         return
     logger.info("%s", requeue_self(os.environ, run_dir.read_config().slurm.requeue))
 
@@ -82,18 +92,28 @@ def requeue(run_dir: RunDir, error: TimeLimitError) -> None:
 def do_shard(run_dir: RunDir, shard: int, attempt: int, connections: int) -> Receipt:
     """Set up signals, logs and scratch, and do the shard. Raises `MedhaulError`."""
     from pipeline.process import signal_handlers
+    from pipeline.schedulers.slurm_jobs import signal_lead
     from pipeline.task.shard import Stop, describe_life
 
     config = run_dir.read_config()
     life = describe_life(attempt, os.environ)
     stop = Stop()
 
+    # Half of the warning's lead, so that there is time left for what must be done after the frames in hand.
+    grace = GRACE | {signal.SIGUSR1: min(GRACE[signal.SIGUSR1], signal_lead(config.slurm) / 2)}
+
     def on_signal(number: int, _: object) -> None:
         known = signal.Signals(number)
-        stop.request(known.name, GRACE[known])
+        stop.request(known.name, grace[known])
 
-    with signal_handlers(dict.fromkeys(GRACE, on_signal)):
-        return _do_logged(run_dir, config, shard, connections, life=life, stop=stop)
+    try:
+        with signal_handlers(dict.fromkeys(grace, on_signal)):
+            return _do_logged(run_dir, config, shard, connections, life=life, stop=stop)
+    except TimeLimitError as error:
+        if stop.reason == signal.SIGUSR1.name:
+            raise
+        # Told to end while it ended ahead of the time limit: whoever said so does not want it back in the queue.
+        raise InterruptedRunError(f"shard {shard}: stopped by {stop.reason}", hint=error.hint) from None
 
 
 def _do_logged(run_dir: RunDir, config: Config, shard: int, connections: int, *, life: Life, stop: Stop) -> Receipt:

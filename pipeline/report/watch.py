@@ -17,6 +17,7 @@ from pipeline.report.status import Collector, StatusReport
 from pipeline.schedulers.attempt import Attempt, Liveness
 
 STOPPING_SECONDS = 5.0
+LOST_SECONDS = 3600.0  # how long a scheduler may be silent before the wait is given up
 GROWTH, MOST = 1.3, 5.0  # every wait is longer than the last one, up to so many times the scheduler's shortest
 
 
@@ -65,14 +66,22 @@ def wait_for(
     InterruptedRunError
         At the second Ctrl-C.
     """
-    cancelled, patience = False, 1.0
+    cancelled, patience, lost = False, 1.0, 0.0
     try:
         while True:
             began = time.monotonic()
             report, attempt = collector.collect()
             view.show(report)
-            if attempt is None or attempt.liveness is not Liveness.ALIVE:
+            if attempt is None or attempt.liveness is Liveness.ENDED:
                 return report, attempt, cancelled
+            if attempt.liveness is Liveness.UNKNOWN:
+                lost = lost or began
+                if began - lost > LOST_SECONDS or not waits_for_answer(attempt):
+                    return report, attempt, cancelled
+                if began == lost:
+                    note("the scheduler does not say how the tasks stand; asking again")
+            else:
+                lost = 0.0
             if interrupts is not None and interrupts.wanted and not cancelled:
                 cancelled = True
                 note("interrupted: the tasks are told to stop and keep what is finished; Ctrl-C again to leave at once")
@@ -90,6 +99,11 @@ def wait_for(
         ) from None
     finally:
         view.close()
+
+
+def waits_for_answer(attempt: Attempt) -> bool:
+    """Whether asking again may tell more: Slurm comes back, another host's local tasks stay unknown. Pure."""
+    return attempt.plan.scheduler != "local"
 
 
 def wait_while_stopping(

@@ -99,6 +99,7 @@ def plan_attempt(
         connections=max(1, limits.connections // tasks),
         tag=tag,
         cluster=bounds.cluster,
+        accounting=bounds.accounting,
         arrays=plan_arrays(len(ordered), tasks, bounds.array),
     )
 

@@ -132,12 +132,14 @@ class ReduceSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """What a scheduler can take: tasks at once, and tasks in one array; None when it sets no bound of its own.
 
-    `cluster` names the machine or cluster that a job's id belongs to, where ids of several could be confused.
+    `cluster` names the machine or cluster that a job's id belongs to, where ids of several could be confused;
+    `accounting`: whether it keeps books of jobs that have ended.
     """
 
     slots: int | None = None
     array: int | None = None
     cluster: str = ""
+    accounting: bool = False
 
 
 class Scheduler(Protocol):

@@ -6,6 +6,7 @@ does not know all.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import re
@@ -30,6 +31,7 @@ from pipeline.schedulers.base import (
     State,
     TaskKey,
     TaskStatus,
+    alive,
     expected_jobs,
     job_keys,
     split_tasks,
@@ -39,6 +41,7 @@ from pipeline.schedulers.slurm_calls import Answer, NoAnswerError, SlurmCalls, r
 from pipeline.schedulers.slurm_jobs import (
     BUSY,
     LOST_ANSWER,
+    SECRETS,
     job_variables,
     parse_job_id,
     passed_environment,
@@ -56,6 +59,7 @@ from pipeline.schedulers.slurm_states import (
 )
 from pipeline.settings import Config
 
+logger = logging.getLogger("medhaul.slurm")
 TRIES = 4  # of an sbatch that was not answered, or not now
 WAIT_SECONDS = 4.0
 GONE_SECONDS = 600.0  # a job that neither queue nor accounting knows, and that is older than this, has ended
@@ -84,6 +88,7 @@ class SlurmScheduler:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._run = run
         self._config = config or run.read_config()
         self.poll = float(self._config.slurm.poll)
         self.calls = SlurmCalls(environ)
@@ -92,20 +97,29 @@ class SlurmScheduler:
         self._clock = clock
         self._sleep = sleep
         self._accounting: bool | None = None
+        self._booked = False  # whether accounting answered
+        self._cluster = ""
+        self._doubts: dict[str, str] = {}
         self._recovered: tuple[set[str], list[Row]] | None = None
 
     # -- submitting ----------------------------------------------------------------------------------------------
 
     def bounds(self) -> Bounds:
         cluster = read_cluster(self.calls)
-        self._accounting = cluster.accounting
+        self._accounting, self._cluster = cluster.accounting, cluster.cluster
+        if held := [name for name in SECRETS if self._environ.get(name)]:
+            logger.warning("%s: not passed on to jobs; name a file of mode 0600 in the config instead", ", ".join(held))
         if cluster.max_array < 1:
             raise SchedulerError(
                 "this cluster takes no job arrays (MaxArraySize 0)",
                 hint="ask its administrators, or use --scheduler local",
             )
         asked = self._config.slurm.max_array
-        return Bounds(array=min(asked, cluster.max_array) if asked else cluster.max_array, cluster=cluster.cluster)
+        return Bounds(
+            array=min(asked, cluster.max_array) if asked else cluster.max_array,
+            cluster=cluster.cluster,
+            accounting=cluster.accounting,
+        )
 
     def submit_array(self, spec: ArraySpec) -> Job:
         job = self._submit(spec, [spec.after.id] if spec.after else [])
@@ -216,7 +230,8 @@ class SlurmScheduler:
         for name in (HOME, ENV):  # jobs begin in another folder than the one this command was called in
             if environ.get(name):
                 environ[name] = os.path.abspath(environ[name])  # noqa: PTH100 - text is what is asked for
-        return medhaul_first(environ) | job_variables(spec)
+        # What MEDHAUL_ENV makes available wins, also when it puts itself last on PATH.
+        return (environ if environ.get(ENV) else medhaul_first(environ)) | job_variables(spec)
 
     # -- states --------------------------------------------------------------------------------------------------
 
@@ -226,6 +241,8 @@ class SlurmScheduler:
         live = {row.key: classify_row(row) for row in rows}
         again = {key for key in wanted if key in live and live[key].restarts}
         booked: list[Row] = []
+        if self._accounting is None and len(live) < len(wanted):
+            self._accounting = self._known_accounting(jobs)
         if self._accounting is not False and (again or wanted - live.keys()):
             booked = self._booked_rows(jobs)
         past, deaths = {row.key: classify_row(row) for row in booked}, last_deaths(booked)
@@ -235,6 +252,9 @@ class SlurmScheduler:
             if status is None:
                 listed = any(row.job == key[0] for row in rows)
                 status = self._missing(key, jobs, trouble, others_listed=listed)
+            elif key not in live and not trouble and alive(status.state):
+                # The queue knows all that lives; accounting may never have heard of an end.
+                status = TaskStatus(State.GONE, note=f"the queue has forgotten it, accounting says {status.state}")
             if key in again and key in deaths:
                 status = _with_note(status, deaths[key])
             found[key] = status
@@ -255,6 +275,13 @@ class SlurmScheduler:
                 raise SchedulerError(
                     f"scontrol update JobId={job.id}: {answer.said}", hint="has it ended? see `status`"
                 )
+
+    def _known_accounting(self, jobs: Sequence[Job]) -> bool | None:
+        """Whether the cluster had accounting when these jobs were submitted; None when no plan tells."""
+        for number in reversed(self._run.attempts()):
+            if any(job in jobs for job in self._run.read_jobs(number)):
+                return self._run.read_plan(number).accounting
+        return None
 
     def _queue_rows(self, jobs: Sequence[Job]) -> tuple[str, list[Row]]:
         """What squeue says of jobs, and why it says nothing; what `recover` has just read is not asked for again."""
@@ -286,6 +313,7 @@ class SlurmScheduler:
         if answer.code != 0:
             self._accounting = False if NO_ACCOUNTING.search(answer.err) else self._accounting
             return []
+        self._booked = True
         names = {job.id: job.name for job in jobs}
         return [row for row in parse_sacct(answer.out) if row.name == names.get(row.job)]
 
@@ -295,10 +323,39 @@ class SlurmScheduler:
             return TaskStatus(State.UNKNOWN, note=trouble)
         if others_listed:  # Slurm knows its array, and all of it that is alive
             return TaskStatus(State.GONE, note="no longer in the queue, as when cancelled while it waited")
-        submitted = next(job.submitted for job in jobs if job.id == key[0])
-        if submitted and self._clock() - submitted > GONE_SECONDS:
-            return TaskStatus(State.GONE, note="Slurm has forgotten it")
-        return TaskStatus(State.UNKNOWN, note="Slurm does not list it")
+        job = next(job for job in jobs if job.id == key[0])
+        if not job.submitted or self._clock() - job.submitted <= GONE_SECONDS:
+            return TaskStatus(State.UNKNOWN, note="Slurm does not list it")
+        doubt = self._doubt_absence(job)
+        return TaskStatus(State.UNKNOWN, note=doubt) if doubt else TaskStatus(State.GONE, note="Slurm has forgotten it")
+
+    def _doubt_absence(self, job: Job) -> str:
+        """Say why a job that this cluster does not list may live all the same; empty when it cannot.
+
+        A site may hide others' jobs (slurm.conf(5): PrivateData), and shared storage may be seen from other clusters.
+        """
+        if job.id in self._doubts:
+            return self._doubts[job.id]
+        attempt = next((n for n in reversed(self._run.attempts()) if job in self._run.read_jobs(n)), 0)
+        doubt = ""
+        if not attempt:
+            doubt = "Slurm does not list it, and no attempt names it"
+        elif os.geteuid() not in {0, (self._run.attempt_folder(attempt) / "plan.json").stat().st_uid}:
+            doubt = "submitted by another user, whose jobs Slurm may hide"
+        else:
+            plan = self._run.read_plan(attempt)
+            if self._booked:
+                doubt = "neither queue nor accounting of this cluster knows it: was it submitted on another?"
+            elif plan.cluster:
+                try:
+                    here = self._cluster or read_cluster(self.calls).cluster
+                except SchedulerError as error:
+                    here, doubt = "", str(error)
+                if here and here != plan.cluster:
+                    doubt = f"submitted to cluster {plan.cluster}, this is {here}"
+                self._cluster = here
+        self._doubts[job.id] = doubt
+        return doubt
 
     def _squeue(self, which: str) -> Answer:
         return self.calls(

@@ -25,10 +25,12 @@ PASSED = frozenset(
         "CONDA_DEFAULT_ENV", "CONDA_PYTHON_EXE", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR",
         "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "MODULEPATH", "MODULEPATH_ROOT", "MODULESHOME", "MODULES_CMD",
         "LOADEDMODULES", "_LMFILES_", "BASH_ENV", "BASH_FUNC_module%%", "BASH_FUNC_ml%%", "BASH_FUNC__module_raw%%",
-        HOME, ENV,
+        HOME, ENV, "MEDHAUL_TCIA_CREDENTIALS", "MEDHAUL_ISIC_CREDENTIALS",
     }
 )  # fmt: skip
 LOCALE = ("ALL", "COLLATE", "CTYPE", "MESSAGES", "MONETARY", "NUMERIC", "TIME")  # no others: LC_* is let through by ssh
+# Secrets that commands of a login node take from the environment; jobs need a file for them.
+SECRETS = ("MEDHAUL_TCIA_USERNAME", "MEDHAUL_TCIA_PASSWORD", "MEDHAUL_ISIC_TOKEN")
 PASSED_PREFIXES = ("LMOD_", "__LMOD_", "__MODULES_")
 SECRET = re.compile("SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE|API_?KEY", re.IGNORECASE)
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
@@ -151,7 +153,10 @@ FULL = re.compile(r"MaxSubmit|submit limit|job submit limit|MaxJobCount|JobsLimi
 def refusal_hint(said: str, config: Config) -> str:
     """Say what can be done about what sbatch said."""
     if FULL.search(said):
-        return "the cluster takes no more jobs of yours now; when some have ended, go on with --continue"
+        return (
+            "the cluster takes no more jobs of yours now; when some have ended, go on with --continue; "
+            "when there are none, set slurm.max_array to as many as it takes, and submit the config again"
+        )
     if "array specification" in said:
         return "set slurm.max_array below the cluster's MaxArraySize (`medhaul doctor` tells it)"
     if re.search(r"memory|node configuration", said, re.IGNORECASE):

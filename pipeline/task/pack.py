@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from pipeline.model import RawFile
 from pipeline.records import FileRecord, FrameRecord, PieceRecord
 from pipeline.settings import Archive
 from pipeline.task.part import FrameFact, PartWriter
+
+GRACE_STEP = 0.2  # seconds
 
 
 class FrameJob(NamedTuple):
@@ -100,11 +103,16 @@ class Packer:
         """Queue a frame."""
         self._jobs.put(job)
 
-    def close(self, grace: float | None = None) -> None:
-        """End the threads after all queued frames, or after `grace` seconds, leaving what is then unfinished."""
+    def close(self, grace: Callable[[], float] | None = None) -> None:
+        """End the threads after all queued frames, or after `grace` seconds, leaving what is then unfinished.
+
+        `grace` is asked again and again: it may get shorter while it runs.
+        """
         self._jobs.put(None)
         if grace is not None:
-            self._threads[-1].join(grace)
+            began = time.monotonic()
+            while self._threads[-1].is_alive() and (left := began + grace() - time.monotonic()) > 0:
+                self._threads[-1].join(min(left, GRACE_STEP))
             self._abandon.set()
         for thread in self._threads:
             thread.join()

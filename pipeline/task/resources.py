@@ -30,7 +30,25 @@ USABLE_MEMORY = 0.9
 COUNT_DIGITS = 20  # of 2**64
 UNBOUNDED_MEMORY = 1 << 60  # what a control group without a bound says in its first version is near 2**63
 SHARED_KINDS = frozenset(
-    {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "fuse.sshfs", "afs", "panfs"}
+    {
+        "nfs",
+        "nfs4",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "cifs",
+        "smb3",
+        "fuse.sshfs",
+        "afs",
+        "panfs",
+        "wekafs",
+        "dvs",
+        "9p",
+        "fuse.glusterfs",
+        "fuse.juicefs",
+        "fuse.ceph",
+    }
 )
 LAST_RESORT = ("/tmp", "/tmp")  # noqa: S108 - the one folder that every node has; medhaul makes a private one in it
 MEMORY_KINDS = frozenset({"tmpfs", "ramfs"})

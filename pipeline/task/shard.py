@@ -10,7 +10,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from pipeline import __version__
@@ -65,9 +65,13 @@ class Stop:
         self.grace = 0.0
 
     def request(self, reason: str, grace: float) -> None:
-        if not self.event.is_set():
+        """Wish for a stop. A second wish counts when it is more urgent: told to end, ahead of the time limit or not."""
+        if not self.event.is_set() or grace < self.grace:
             self.reason, self.grace = reason, grace
             self.event.set()
+
+    def get_grace(self) -> float:
+        return self.grace
 
 
 class ShardTask:
@@ -184,7 +188,7 @@ class ShardTask:
                 fetcher, cache, self.log, connections=self.workers.connections,
                 item_deadline=self.config.task.item_deadline, stop=self.stop.event, report=events.put,
             )  # fmt: skip
-            grace: float | None = 0.0
+            grace: Callable[[], float] | None = _none
             interrupted: InterruptedRunError | None = None
             try:
                 loop = Loop(self, intake, packer, cache, events)
@@ -196,7 +200,7 @@ class ShardTask:
                 self.check_stop()
                 grace = None
             except InterruptedRunError as error:
-                grace, interrupted = self.stop.grace, error
+                grace, interrupted = self.stop.get_grace, error
                 raise
             finally:
                 self.stop_threads(intake, packer, grace)
@@ -210,8 +214,8 @@ class ShardTask:
             )
         return self._finish(adopted, part, intake)
 
-    def stop_threads(self, intake: Intake, packer: Packer, grace: float | None) -> None:
-        """End all threads; frames that are packed within `grace` seconds still count."""
+    def stop_threads(self, intake: Intake, packer: Packer, grace: Callable[[], float] | None) -> None:
+        """End all threads; frames that are packed within `grace()` seconds still count."""
         if grace is not None:
             self.stop.event.set()
         packer.close(grace)
@@ -287,6 +291,10 @@ class ShardTask:
                 logger.info("frame %d: taken over from life %d, which runs or ran beside this one", frame, fact.life)
                 self.facts[frame] = fact
         adopted.parts.update(others.parts)
+
+
+def _none() -> float:
+    return 0.0
 
 
 def _is_silent(fact: FrameFact) -> bool:

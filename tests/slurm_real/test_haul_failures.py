@@ -56,6 +56,7 @@ def test_failing_node_setup(haul: SlurmHaul, few: dict[str, str]) -> None:  # no
 def test_early_signal(haul: SlurmHaul, site: GatedSite, few: dict[str, str]) -> None:  # noqa: F811
     """At the early signal a task that got on queues itself again, so often as it may; one that did not, does not."""
     haul.settings["slurm"]["requeue"] = 1
+    haul.settings["limits"]["connections"] = 96  # what is held back must not take all those of a task
     haul.plan()
     others = haul.own_series(2)[1:]
     site.shut(haul.own_series(1)[-1], *others, *haul.own_series(3))

@@ -76,7 +76,7 @@ class Bench:
 
     def finish(self, grace: float | None = None) -> list[Packed | Spoiled | Broken]:
         """End, and return all that was reported."""
-        self.packer.close(grace)
+        self.packer.close(None if grace is None else lambda: grace)
         self.part.close()
         found = []
         while not self.events.empty():
