@@ -7,8 +7,10 @@ import re
 import msgspec
 
 from pipeline.config_slurm import find_slurm_problems
-from pipeline.settings import ITEM_FIELDS, Config
+from pipeline.settings import DEFAULT_PATH, ITEM_FIELDS, Config
 
+ISIC_FIELDS = ("collection", "isic_id", "licence", "lesion_id", "patient_id")
+DEFAULT_ISIC_PATH = "{collection}/{isic_id}.{ext}"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -56,7 +58,8 @@ def find_impossible(config: Config) -> list[tuple[str, str]]:
     said = "may hold A-Z a-z 0-9 . _ - and, once, {group}; at most 100 letters"
     need(NAME.fullmatch(plain) is not None and groups <= 1, "archive.name", said)
     need(archive.group_by == "run" or groups > 0, "archive.name", "needs {group} unless group_by = 'run'")
-    for problem in path_template_problems(archive.path):
+    isic = config.select.isic is not None
+    for problem in (isic_path_problems if isic else path_template_problems)(choose_path(config)):
         need(False, "archive.path", problem)
     need(64 << 10 <= archive.block_bytes <= 64 << 20, "archive.block_bytes", "must be 64 KiB to 64 MiB")
     need(archive.cut_bytes >= archive.block_bytes, "archive.cut_bytes", "must be at least archive.block_bytes")
@@ -82,6 +85,27 @@ def _is_endpoint(url: str) -> bool:
     return match is not None and not set(url) & {"?", "#"} and int(match[1] or 0) < 1 << 16
 
 
+def choose_path(config: Config) -> str:
+    """The path template that holds: of images of the ISIC Archive, another one stands for the default. Pure."""
+    path = config.archive.path
+    return DEFAULT_ISIC_PATH if config.select.isic is not None and path == DEFAULT_PATH else path
+
+
+def isic_path_problems(template: str) -> list[str]:
+    """Say why a path template of images cannot work; empty when it can. Pure.
+
+    All but the extension is filled from the manifest; {isic_id} keeps any two images apart.
+    """
+    problems = []
+    allowed = (*ISIC_FIELDS, "ext")
+    fields = re.findall(r"\{([^{}]*)\}", template)
+    if unknown := [field for field in fields if field not in allowed]:
+        problems.append(f"unknown field {{{unknown[0]}}}; of images there are: {', '.join(allowed)}")
+    if not template.endswith("{isic_id}.{ext}") or template.count("{ext}") != 1:
+        problems.append("must end in {isic_id}.{ext}")
+    return problems + _spelling_problems(template)
+
+
 def path_template_problems(template: str) -> list[str]:
     """Say why a path template cannot work; empty when it can. Pure.
 
@@ -92,8 +116,6 @@ def path_template_problems(template: str) -> list[str]:
     allowed = (*ITEM_FIELDS, "SOPInstanceUID")
     fields = re.findall(r"\{([^{}]*)\}", template)
     folders, _, last = template.rpartition("/")
-    if re.search(r"[^A-Za-z0-9._/{}-]", template) or re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", template)):
-        problems.append("may hold A-Z a-z 0-9 . _ - / and {fields}")
     if unknown := [field for field in fields if field not in allowed]:
         problems.append(f"unknown field {{{unknown[0]}}}; allowed: {', '.join(allowed)}")
     if "{SeriesInstanceUID}" not in folders:
@@ -102,6 +124,14 @@ def path_template_problems(template: str) -> list[str]:
         problems.append("must end in /{SOPInstanceUID}.dcm")
     if "{SOPInstanceUID}" in folders:
         problems.append("{SOPInstanceUID} may stand only in the last component")
+    return problems + _spelling_problems(template)
+
+
+def _spelling_problems(template: str) -> list[str]:
+    """What is wrong with a path template whatever its fields."""
+    problems = []
+    if re.search(r"[^A-Za-z0-9._/{}-]", template) or re.search(r"[{}]", re.sub(r"\{[^{}]*\}", "", template)):
+        problems.append("may hold A-Z a-z 0-9 . _ - / and {fields}")
     if "}{" in template:
         problems.append("fields of one component need a separator between them")
     if any(part[:1] in {"", ".", "-"} for part in template.split("/")):

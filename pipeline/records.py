@@ -102,6 +102,7 @@ class AttemptPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`attempts/NNN/plan.json`: the dense task index -> shard, and the arrays they are submitted in. Immutable.
 
     `tag` makes the names of its jobs unique among all jobs of a cluster; `cluster` is that cluster's name, where known.
+    `extra` are the options of sbatch that were given for this submission alone.
     """
 
     format: int
@@ -117,6 +118,7 @@ class AttemptPlan(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     accounting: bool
     arrays: list[ArrayPlan]
+    extra: list[str] = []
 
 
 class Throttle(msgspec.Struct, frozen=True):

@@ -66,10 +66,12 @@ def set_route(config: Config, route: Route | None) -> Config:
 
 def make_plan(config: Config, *, dry_run: bool = False, on_progress: Callable[[int], None] | None = None) -> Plan:
     """Plan a run, by default with progress on a terminal. Raises what `plan_run` raises."""
+    from pipeline.config_check import choose_path
     from pipeline.demo.embed import plan_demo
     from pipeline.plan.planner import plan_run
 
     with contextlib.ExitStack() as stack:
+        config = msgspec.structs.replace(config, archive=msgspec.structs.replace(config.archive, path=choose_path(config)))
         settings = stack.enter_context(plan_demo(config, dry_run=dry_run))
         source = stack.enter_context(_open_source(config, settings))
         return plan_run(config, source, dry_run=dry_run, on_progress=on_progress or _progress())
@@ -78,6 +80,14 @@ def make_plan(config: Config, *, dry_run: bool = False, on_progress: Callable[[i
 @contextlib.contextmanager
 def _open_source(config: Config, settings: Config) -> Iterator[PlanSource]:
     """The source that a config selects from; `settings` is the same with the demo's addresses in it."""
+    if settings.select.isic is not None:
+        from pipeline.plan.isic import DEMO as ISIC_DEMO
+        from pipeline.plan.isic import IsicPlanSource
+
+        with _own_cache(named=config.sources.isic.base_url == ISIC_DEMO) as (named, cache):
+            listing = _progress("listed")
+            yield stack_free(IsicPlanSource, settings, named, cache, listing)
+        return
     if settings.select.tcia is None:
         from pipeline.plan.idc import IdcPlanSource
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 import msgspec
 
+from pipeline.cli.query_isic import isic
 from pipeline.cli.query_table import (
     choose_form,
     form_options,
@@ -38,10 +39,12 @@ def query() -> None:
     \b
     medhaul query idc collections                          # the NCI Imaging Data Commons, from its index
     medhaul query tcia series --collection "RIDER Pilot"   # The Cancer Imaging Archive, from its API
+    medhaul query isic images --collection HAM10000        # the ISIC Archive of skin images, from its API
     """
 
 
 query.add_command(tcia)
+query.add_command(isic)
 
 
 @query.group()

@@ -31,7 +31,9 @@ NbiaKind = Literal[
     "zip-short", "zip-cut-entry", "zip-hole", "zip-empty", "zip-licence",
     "md5-wrong", "md5-missing", "md5-extra", "md5-short", "shuffle",
 ]  # fmt: skip
-FaultKind = Literal[StatusKind, BodyKind, ObjectKind, NbiaKind]
+# On a request to the ISIC Archive or its files; see `pipeline.demo.isic_faults`.
+IsicKind = Literal["expired", "revised", "swap", "long", "octet-stream", "anonymous", "next-loop"]
+FaultKind = Literal[StatusKind, BodyKind, ObjectKind, NbiaKind, IsicKind]
 
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 STATUS_KINDS: tuple[StatusKind, ...] = get_args(StatusKind)
@@ -71,7 +73,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         within the body), `flip` (one bit of the body is wrong), `short` (fewer bytes, and a Content-Length that says
         so), `vanish` (listed, but 404), `ignore-range` (200 with the whole object), `etag-get`, `etag-list`,
         `etag-both` (a wrong ETag there), `hide` (not listed), `extra` (a second name of it is listed and served).
-        Those of NBIA are told in `pipeline.demo.nbia_faults`.
+        Those of NBIA are told in `pipeline.demo.nbia_faults`, those of ISIC in `pipeline.demo.isic_faults`.
     on
         `object` or `list`: requests for objects, or listings, whose prefix is then matched as the key.
     times
@@ -85,7 +87,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     rate
         Bytes a second of a drip.
     names
-        Of `drop-keys` the keys, of `hide-rows` the values; none: a choice of its own.
+        Of `drop-keys` the keys, of `hide-rows` the values; none: a choice of its own. Of `swap` the image.
     """
 
     kind: FaultKind

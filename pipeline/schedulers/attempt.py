@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from pipeline.schedulers.base import (
     alive,
     any_alive,
     any_unknown,
+    ended,
     expected_jobs,
+    job_keys,
     split_tasks,
 )
 from pipeline.settings import Limits
@@ -43,6 +46,12 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     liveness: Liveness
     submitter_alive: bool | None = False
     """Whether the process that submits it, and has not ended that, lives; None when that cannot be known here."""
+    claim: int = 0
+    """Number of that process: 0 for the first that submitted, then one more for each that took over."""
+    complete: bool = True
+    """Whether `jobs` are all that the scheduler took; False when that cannot be known now."""
+    twins: list[Job] = []
+    """What the scheduler took besides under names of `jobs`, as it may when its answer was lost."""
 
     @property
     def reduce(self) -> Job | None:
@@ -57,6 +66,17 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         """Whether all tasks that are alive were told to stop, so that waiting a little is enough."""
         living = [status for status in self.states.values() if alive(status.state)]
         return bool(living) and all(status.stopping for status in living)
+
+    def at_work(self) -> list[Job]:
+        """The jobs, twins too, that have tasks which live, or may, and were not told to stop yet."""
+        return [
+            job
+            for job in (*self.jobs, *self.twins)
+            if any(
+                not ended(self.states[key].state) and not (alive(self.states[key].state) and self.states[key].stopping)
+                for key in job_keys([job])
+            )
+        ]
 
     def shard_tasks(self) -> dict[int, tuple[str, TaskStatus]]:
         """Each shard's task as (`A_a`, status), for the shards that the scheduler took."""
@@ -79,11 +99,12 @@ def plan_attempt(
     bounds: Bounds,
     created: str,
     tag: str,
+    extra: Sequence[str] = (),
 ) -> AttemptPlan:
     """Plan an attempt: shards in ascending order as dense indices, and the run's connections divided over the tasks.
 
     Never more than `limits.tasks` tasks at a time, nor, with one connection for each, more than `limits.connections`
-    connections. `tag` makes the names of its jobs unique. Pure.
+    connections. `tag` makes the names of its jobs unique; `extra` are options of sbatch for it alone. Pure.
     """
     ordered = sorted(set(shards))
     tasks = max(1, min(limits.tasks, len(ordered), bounds.slots or limits.tasks))
@@ -101,6 +122,7 @@ def plan_attempt(
         cluster=bounds.cluster,
         accounting=bounds.accounting,
         arrays=plan_arrays(len(ordered), tasks, bounds.array),
+        extra=list(extra),
     )
 
 
@@ -153,31 +175,61 @@ def classify_liveness(
 
 def read_attempt(run: RunDir, number: int, scheduler: Scheduler) -> Attempt:
     """Read an attempt and ask its scheduler once. Raises `ConfigError`, `SchedulerError`."""
-    plan, jobs = run.read_plan(number), run.read_jobs(number)
-    complete = True
-    if not any(job.kind == "reduce" for job in jobs):
-        found = scheduler.recover(plan)
-        complete = found is not None
-        jobs = merge_jobs(plan, jobs, found or [])
-    states = scheduler.states(jobs) if jobs else {}
-    submitter: bool | None = False
-    if not any(job.kind == "reduce" for job in jobs):
-        try:
-            submitter = process_alive(read_record(submitter_path(run, number), ProcessId))
-        except ConfigError:
-            submitter = None
-    return Attempt(
-        plan=plan,
-        jobs=jobs,
-        states=states,
-        liveness=classify_liveness(jobs, states, submitter_alive=submitter, complete=complete),
-        submitter_alive=submitter,
-    )
+    return read_attempts(run, [number], scheduler)[0]
+
+
+def read_attempts(
+    run: RunDir, numbers: Sequence[int], scheduler: Scheduler, *, search: bool = False
+) -> list[Attempt]:
+    """Read attempts of one scheduler, and ask it once for the states of all.
+
+    Where an attempt was not submitted to its end, and with `search` always, its jobs are looked for by their names, so
+    that twins are found. Raises `ConfigError`, `SchedulerError`.
+    """
+    read = [_read_jobs(run, number, scheduler, search=search) for number in numbers]
+    asked = [job for _, jobs, twins, _ in read for job in (*jobs, *twins)]
+    states = scheduler.states(asked) if asked else {}
+    made = []
+    for plan, jobs, twins, complete in read:
+        claim, submitter = 0, False if any(job.kind == "reduce" for job in jobs) else None
+        if submitter is None:
+            claim, process = read_submitter(run, plan.attempt)
+            submitter = None if process is None else process_alive(process)
+        mine = {key: states[key] for key in job_keys([*jobs, *twins])}
+        made.append(
+            Attempt(
+                plan=plan,
+                jobs=jobs,
+                states=mine,
+                liveness=classify_liveness(jobs, mine, submitter_alive=submitter, complete=complete),
+                submitter_alive=submitter,
+                claim=claim,
+                complete=complete,
+                twins=twins,
+            )
+        )
+    return made
+
+
+def _read_jobs(
+    run: RunDir, number: int, scheduler: Scheduler, *, search: bool
+) -> tuple[AttemptPlan, list[Job], list[Job], bool]:
+    """An attempt's plan, jobs and twins, and whether these are all."""
+    plan, written = run.read_plan(number), run.read_jobs(number)
+    if any(job.kind == "reduce" for job in written) and not search:
+        return plan, written, [], True
+    found = scheduler.recover(plan)
+    jobs = merge_jobs(plan, written, found or [])
+    ids = {job.id for job in jobs}
+    return plan, jobs, [job for job in found or [] if job.id not in ids], found is not None
 
 
 def merge_jobs(plan: AttemptPlan, written: Sequence[Job], found: Sequence[Job]) -> list[Job]:
-    """The jobs of an attempt, in the order of its plan: as written down, else as the scheduler knows them. Pure."""
-    known = {job.name: job for job in (*found, *written)}
+    """The jobs of an attempt, in the order of its plan: as written down, else as the scheduler knows them. Pure.
+
+    Of several that were found under one name it is the first.
+    """
+    known = {job.name: job for job in (*reversed(found), *written)}
     return [known[job.name] for job in expected_jobs(plan) if job.name in known]
 
 
@@ -194,19 +246,22 @@ def check_idle(run: RunDir, attempt: Attempt | None, *, assume_dead: bool = Fals
     if attempt.liveness is Liveness.ENDED:
         return
     if attempt.liveness is Liveness.ALIVE:
-        broken_off = attempt.jobs and attempt.reduce is None
+        broken_off = attempt.jobs and attempt.reduce is None and not run.is_cancelled(number)
+        hint = (
+            "submit the rest of it with `medhaul submit RUN --continue`"
+            if broken_off
+            else "wait for it (`medhaul status`) or end it (`medhaul cancel`)"
+        )
         raise UsageError(
             f"{run.path}: attempt {number:03d} is still at work"
             + (", and was not submitted to its end" if broken_off else ""),
-            hint="submit the rest of it with `medhaul submit RUN --continue`"
-            if broken_off
-            else "wait for it (`medhaul status`) or end it (`medhaul cancel`)",
+            hint=f"{hint}; {sure}",
         )
     notes = sorted({status.note for status in attempt.states.values() if status.note})
     because = f" ({'; '.join(notes[:3])})" if notes else ""
     raise UsageError(
         f"{run.path}: attempt {number:03d} may still be at work{because}",
-        hint="look there; when you are sure that it is not, repeat with --assume-dead",
+        hint=f"look there; {sure}",
     )
 
 
@@ -219,6 +274,16 @@ def check_cluster(run: RunDir, plan: AttemptPlan, cluster: str, hint: str = "") 
         )
 
 
-def submitter_path(run: RunDir, number: int) -> Path:
-    """Where the process that submits an attempt is written down."""
-    return run.attempt_folder(number) / "submitter.json"
+def submitter_path(run: RunDir, number: int, claim: int = 0) -> Path:
+    """Where the process that submits an attempt is written down; `claim` counts those that took over."""
+    return run.attempt_folder(number) / (f"submitter.{claim}.json" if claim else "submitter.json")
+
+
+def read_submitter(run: RunDir, number: int) -> tuple[int, ProcessId | None]:
+    """The newest process that submits, or submitted, an attempt, and its number; None when it cannot be read."""
+    names = (re.fullmatch(r"submitter\.(\d+)\.json", path.name) for path in run.attempt_folder(number).iterdir())
+    claim = max((int(match[1]) for match in names if match), default=0)
+    try:
+        return claim, read_record(submitter_path(run, number, claim), ProcessId)
+    except ConfigError:
+        return claim, None

@@ -133,13 +133,15 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     """What a scheduler can take: tasks at once, and tasks in one array; None when it sets no bound of its own.
 
     `cluster` names the machine or cluster that a job's id belongs to, where ids of several could be confused;
-    `accounting`: whether it keeps books of jobs that have ended.
+    `accounting`: whether it keeps books of jobs that have ended; `kill_wait`: seconds from SIGTERM to SIGKILL, where it
+    has its own mind about them.
     """
 
     slots: int | None = None
     array: int | None = None
     cluster: str = ""
     accounting: bool = False
+    kill_wait: float | None = None
 
 
 class Scheduler(Protocol):
@@ -164,7 +166,8 @@ class Scheduler(Protocol):
     def recover(self, plan: AttemptPlan) -> list[Job] | None:
         """The jobs of an attempt that were taken, whether or not their submitter lived to write them down.
 
-        None when it cannot be known now.
+        Of a name there may be several, when a submission whose answer was lost was repeated: the best comes first. None
+        when it cannot be known now, or here.
         """
 
     def states(self, jobs: Sequence[Job]) -> dict[TaskKey, TaskStatus]:

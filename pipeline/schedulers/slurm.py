@@ -32,6 +32,7 @@ from pipeline.schedulers.base import (
     TaskKey,
     TaskStatus,
     alive,
+    ended,
     expected_jobs,
     job_keys,
     split_tasks,
@@ -64,6 +65,7 @@ TRIES = 4  # of an sbatch that was not answered, or not now
 WAIT_SECONDS = 4.0
 GONE_SECONDS = 600.0  # a job that neither queue nor accounting knows, and that is older than this, has ended
 NO_SUCH_JOB = re.compile("invalid job id specified", re.IGNORECASE)
+HAS_ENDED = re.compile("invalid job id specified|already complet", re.IGNORECASE)  # what scancel says of such a job
 # scontrol ends with 1 when some tasks of an array have ended ("7_0: Job has already finished; 7_1-3: No error").
 TAKEN_FOR_SOME = re.compile(r"^\d+_\S+: No error$", re.MULTILINE)
 NO_ACCOUNTING = re.compile("accounting storage is disabled", re.IGNORECASE)
@@ -119,6 +121,7 @@ class SlurmScheduler:
             array=min(asked, cluster.max_array) if asked else cluster.max_array,
             cluster=cluster.cluster,
             accounting=cluster.accounting,
+            kill_wait=float(cluster.kill_wait),
         )
 
     def submit_array(self, spec: ArraySpec) -> Job:
@@ -139,14 +142,13 @@ class SlurmScheduler:
         rows = self._find_named(list(expected))
         if rows is None:
             return None
+        if len({row.name for row in rows}) < len(expected) and self._doubt_plan(plan):
+            return None
         self._recovered, now = (set(expected), rows), self._clock()
-        ids: dict[str, str] = {}
-        for row in sorted(rows, key=lambda row: int(row.job)):
-            ids.setdefault(row.name, row.job)
+        living = {row.job for row in rows if not ended(classify_row(row).state)}
+        found = sorted({(row.job not in living, int(row.job), row.name) for row in rows})
         return [
-            Job(kind=job.kind, name=name, id=ids[name], offset=job.offset, length=job.length, submitted=now)
-            for name, job in expected.items()
-            if name in ids
+            msgspec.structs.replace(expected[name], id=str(number), submitted=now) for _, number, name in found
         ]
 
     def _submit(self, spec: ArraySpec | ReduceSpec, after: Sequence[str]) -> str:
@@ -264,8 +266,11 @@ class SlurmScheduler:
         if not jobs:
             return
         answer = self.calls("scancel", *(job.id for job in jobs))
-        if answer.code != 0 and not NO_SUCH_JOB.search(answer.err) and "already" not in answer.err:
-            raise SchedulerError(f"scancel: {answer.said}", hint="try again when the controller answers")
+        lines = [line.strip() for line in answer.err.splitlines() if line.strip()]
+        bad = [line for line in lines if not HAS_ENDED.search(line)]
+        if answer.code != 0 and (bad or not lines):
+            said = "; ".join(bad[:4]) or f"exit code {answer.code}"
+            raise SchedulerError(f"scancel: {said}", hint="try again when the controller answers")
 
     def throttle(self, jobs: Sequence[Job], tasks: int) -> None:
         arrays = [job for job in jobs if job.kind == "array"]
@@ -340,22 +345,25 @@ class SlurmScheduler:
         doubt = ""
         if not attempt:
             doubt = "Slurm does not list it, and no attempt names it"
-        elif os.geteuid() not in {0, (self._run.attempt_folder(attempt) / "plan.json").stat().st_uid}:
-            doubt = "submitted by another user, whose jobs Slurm may hide"
+        elif self._booked:
+            doubt = "neither queue nor accounting of this cluster knows it: was it submitted on another?"
         else:
-            plan = self._run.read_plan(attempt)
-            if self._booked:
-                doubt = "neither queue nor accounting of this cluster knows it: was it submitted on another?"
-            elif plan.cluster:
-                try:
-                    here = self._cluster or read_cluster(self.calls).cluster
-                except SchedulerError as error:
-                    here, doubt = "", str(error)
-                if here and here != plan.cluster:
-                    doubt = f"submitted to cluster {plan.cluster}, this is {here}"
-                self._cluster = here
+            doubt = self._doubt_plan(self._run.read_plan(attempt))
         self._doubts[job.id] = doubt
         return doubt
+
+    def _doubt_plan(self, plan: AttemptPlan) -> str:
+        """Say why jobs of an attempt may live although this cluster does not list them; empty when they cannot."""
+        if os.geteuid() not in {0, (self._run.attempt_folder(plan.attempt) / "plan.json").stat().st_uid}:
+            return "submitted by another user, whose jobs Slurm may hide"
+        if not plan.cluster:
+            return ""
+        try:
+            self._cluster = self._cluster or read_cluster(self.calls).cluster
+        except SchedulerError as error:
+            return str(error)
+        here = self._cluster
+        return f"submitted to cluster {plan.cluster}, this is {here}" if here and here != plan.cluster else ""
 
     def _squeue(self, which: str) -> Answer:
         return self.calls(

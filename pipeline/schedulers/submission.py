@@ -8,18 +8,18 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 import pipeline
 from pipeline.atomic import fsync_folder, storage_errors, write_atomic
-from pipeline.errors import UsageError
+from pipeline.errors import InterruptedRunError, UsageError
 from pipeline.process import identify_process
 from pipeline.records import AttemptPlan, Job
 from pipeline.rundir import RunDir, encode_record
-from pipeline.schedulers.attempt import Attempt, plan_attempt, submitter_path
+from pipeline.schedulers.attempt import Attempt, merge_jobs, plan_attempt, read_attempt, submitter_path
 from pipeline.schedulers.base import (
     ArraySpec,
     Bounds,
@@ -30,6 +30,7 @@ from pipeline.schedulers.base import (
     TaskStatus,
     ended,
     expected_jobs,
+    job_keys,
 )
 from pipeline.settings import Config
 
@@ -44,6 +45,7 @@ def draft_attempt(
     bounds: Bounds,
     after: int,
     manifest_sha256: str,
+    extra: Sequence[str] = (),
     clock: Callable[[], float] = time.time,
 ) -> AttemptPlan:
     """Plan the attempt that follows attempt `after` (0: there was none); nothing is written."""
@@ -57,6 +59,7 @@ def draft_attempt(
         bounds=bounds,
         created=dt.datetime.fromtimestamp(clock(), dt.UTC).isoformat(timespec="seconds"),
         tag=secrets.token_hex(4),
+        extra=extra,
     )
 
 
@@ -90,6 +93,7 @@ def submit_attempt(
     *,
     after: int | None = None,
     bounds: Bounds | None = None,
+    extra: Sequence[str] = (),
     clock: Callable[[], float] = time.time,
 ) -> AttemptPlan:
     """Submit shards as the run's next attempt, then the reduce job; with no shards the reduce job alone.
@@ -101,6 +105,8 @@ def submit_attempt(
         two submits which looked at the same time only one goes on. None: whatever is newest now.
     bounds
         What the scheduler can take, if the caller has asked already.
+    extra
+        The options of sbatch that the scheduler was opened with for this attempt alone, to be written down.
 
     Raises
     ------
@@ -108,6 +114,8 @@ def submit_attempt(
         When another submit took the number.
     SchedulerError
         When the scheduler refuses; what it did take is in jobs.json, and `continue_attempt` goes on.
+    InterruptedRunError
+        At Ctrl-C, or when the attempt is cancelled meanwhile.
     """
     newest = after if after is not None else max(run.attempts(), default=0)
     record, config = run.read_run(), run.read_config()
@@ -118,20 +126,31 @@ def submit_attempt(
         bounds=bounds or scheduler.bounds(),
         after=newest,
         manifest_sha256=record.manifest_sha256,
+        extra=extra,
         clock=clock,
     )
     _claim(run, plan)
-    _submit_missing(run, scheduler, plan, [], {})
+    _submit_missing(run, scheduler, plan, [], set(), look=False)
     return plan
 
 
 def check_continuable(run: RunDir, attempt: Attempt, *, assume_dead: bool) -> None:
-    """Raise `UsageError` when there is nothing left to submit of an attempt, or another process may be at it."""
+    """Raise when there is nothing left to submit of an attempt, or another process may be at it.
+
+    Raises
+    ------
+    UsageError
+        For these.
+    SchedulerError
+        When the scheduler does not say what it took: it might be submitted again.
+    """
     number = attempt.plan.attempt
     if attempt.reduce is not None:
         raise UsageError(
             f"{run.path}: attempt {number:03d} was submitted to its end", hint="`medhaul status` shows how it stands"
         )
+    if run.is_cancelled(number):
+        raise UsageError(f"{run.path}: attempt {number:03d} was cancelled", hint="`medhaul resume` begins another one")
     if attempt.submitter_alive:
         raise UsageError(f"{run.path}: attempt {number:03d} is just being submitted", hint="wait for that command")
     if attempt.submitter_alive is None and not assume_dead:
@@ -139,25 +158,43 @@ def check_continuable(run: RunDir, attempt: Attempt, *, assume_dead: bool) -> No
             f"{run.path}: attempt {number:03d} was submitted from another host, and may still be",
             hint="go on there; when you are sure that it is not, repeat with --assume-dead",
         )
+    check_complete(run, attempt)
+
+
+def check_complete(run: RunDir, attempt: Attempt) -> None:
+    """Raise `SchedulerError` when it cannot be known which jobs of an attempt the scheduler took."""
+    if not attempt.complete:
+        raise SchedulerError(
+            f"{run.path}: the scheduler does not say what it took of attempt {attempt.plan.attempt:03d}",
+            hint="repeat it when the scheduler answers; until then anything might be submitted twice",
+        )
 
 
 def continue_attempt(run: RunDir, scheduler: Scheduler, attempt: Attempt) -> AttemptPlan:
-    """Submit what is still missing of an attempt that was not submitted to its end. Raises as `submit_attempt`."""
-    write_atomic(submitter_path(run, attempt.plan.attempt), encode_record(identify_process(os.getpid())))
-    _submit_missing(run, scheduler, attempt.plan, attempt.jobs, attempt.states)
+    """Submit what is still missing of an attempt that was not submitted to its end, as `attempt` found it.
+
+    Of several that do so at the same time only one goes on. What was taken is looked up before each submission: one that
+    was given up may have got through late. Raises as `submit_attempt`.
+    """
+    number = attempt.plan.attempt
+    _take_over(run, number, attempt.claim + 1)
+    attempt = read_attempt(run, number, scheduler)
+    check_complete(run, attempt)
+    _submit_missing(run, scheduler, attempt.plan, attempt.jobs, ended_jobs(attempt.jobs, attempt.states), look=True)
     return attempt.plan
 
 
+def ended_jobs(jobs: Sequence[Job], states: Mapping[TaskKey, TaskStatus]) -> set[str]:
+    """Names of the jobs of which all tasks have ended: Slurm may refuse, or forget, a dependency on them. Pure."""
+    return {job.name for job in jobs if all(ended(states[key].state) for key in job_keys([job]))}
+
+
 def _submit_missing(
-    run: RunDir,
-    scheduler: Scheduler,
-    plan: AttemptPlan,
-    jobs: Sequence[Job],
-    states: Mapping[TaskKey, TaskStatus],
+    run: RunDir, scheduler: Scheduler, plan: AttemptPlan, jobs: Sequence[Job], over: Collection[str], *, look: bool
 ) -> None:
     """Submit the jobs of a plan that are not among `jobs`, and write down each as soon as it was taken.
 
-    Slurm may refuse, or forget, a dependency on a job that has ended, so only those that have not are waited for.
+    The jobs named in `over` are not waited for. With `look` the scheduler is asked for a job before it is submitted.
     """
     known = {job.name: job for job in jobs}
     logs = run.logs(plan.attempt)
@@ -166,23 +203,34 @@ def _submit_missing(
     def taken() -> list[Job]:
         return [known[job.name] for job in expected_jobs(plan) if job.name in known]
 
-    def at_work(job: Job) -> bool:
-        return job not in jobs or any(not ended(status.state) for key, status in states.items() if key[0] == job.id)
+    def is_taken(name: str) -> bool:
+        if name not in known:
+            if run.is_cancelled(plan.attempt):
+                raise InterruptedRunError("cancelled meanwhile", hint="`medhaul resume` begins another attempt")
+            found = scheduler.recover(plan) if look else []
+            if found is None:
+                raise SchedulerError("the scheduler does not say what it took", hint="repeat it when it answers")
+            known.update({job.name: job for job in merge_jobs(plan, taken(), found)})
+        return name in known
 
     try:
         for spec, array in zip(specs, plan.arrays, strict=True):
-            if spec.name in known:
-                continue
-            before = known[specs[array.after].name] if array.after >= 0 else None
-            after = before if before is not None and at_work(before) else None
-            known[spec.name] = scheduler.submit_array(msgspec.structs.replace(spec, after=after))
+            if not is_taken(spec.name):
+                before = known[specs[array.after].name] if array.after >= 0 else None
+                after = before if before is not None and before.name not in over else None
+                known[spec.name] = scheduler.submit_array(msgspec.structs.replace(spec, after=after))
             run.write_jobs(plan.attempt, taken())
         reduce = reduce_spec(run.path, logs, plan)
-        if reduce.name not in known:
-            known[reduce.name] = scheduler.submit_reduce(reduce, [job for job in taken() if at_work(job)])
+        if not is_taken(reduce.name):
+            known[reduce.name] = scheduler.submit_reduce(reduce, [job for job in taken() if job.name not in over])
         run.write_jobs(plan.attempt, taken())
-    except SchedulerError as error:
-        raise SchedulerError(f"{render_taken(plan, taken())}: {error}", hint=error.hint) from error
+    except (SchedulerError, InterruptedRunError) as error:
+        raise type(error)(f"{render_taken(plan, taken())}: {error}", hint=error.hint) from error
+    except KeyboardInterrupt:
+        raise InterruptedRunError(
+            f"{render_taken(plan, taken())}: interrupted",
+            hint="go on with `medhaul submit RUN --continue`, or end it with `medhaul cancel RUN`",
+        ) from None
 
 
 def render_taken(plan: AttemptPlan, jobs: Sequence[Job]) -> str:
@@ -195,6 +243,28 @@ def render_taken(plan: AttemptPlan, jobs: Sequence[Job]) -> str:
     if len(plan.arrays) > 1:
         text += f" ({len(arrays)} of {len(plan.arrays)} arrays: {', '.join(job.id for job in arrays)})"
     return text + ", not the reduce job"
+
+
+def _take_over(run: RunDir, number: int, claim: int) -> None:
+    """Become the process that submits an attempt. Raises `UsageError` when another one did.
+
+    The numbers only grow, so that nobody removes what another has just made; opening exclusively holds on NFS too
+    (open(2), O_EXCL).
+    """
+    path = submitter_path(run, number, claim)
+    with storage_errors(path):
+        try:
+            file = path.open("xb")
+        except FileExistsError:
+            raise UsageError(
+                f"{run.path}: another command has just begun to submit the rest of attempt {number:03d}",
+                hint="`medhaul status` shows it",
+            ) from None
+        with file:
+            file.write(encode_record(identify_process(os.getpid())))
+            file.flush()
+            os.fsync(file.fileno())
+        fsync_folder(path.parent)
 
 
 def _claim(run: RunDir, plan: AttemptPlan) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ItemError
-from pipeline.model import Entry, IdcLocation, NbiaLocation
+from pipeline.model import Entry, IdcLocation, IsicLocation, NbiaLocation
 from pipeline.settings import Sources
 from pipeline.sources.base import Body, Fetcher, Received
 from pipeline.transport.client import Transport
 
 if TYPE_CHECKING:
+    from pipeline.sources.isic_fetch import IsicFetcher
     from pipeline.sources.tcia_fetch import NbiaFetcher
 
 
@@ -52,6 +53,7 @@ class RoutedFetcher:
         self._lock = threading.Lock()
         self._idc: Fetcher | None = None
         self._nbia: NbiaFetcher | None = None
+        self._isic: IsicFetcher | None = None
 
     def close(self) -> None:
         """Remove what was kept on scratch; no other method is called any more."""
@@ -70,6 +72,8 @@ class RoutedFetcher:
         """See `Holder`: for the source that holds something."""
         if isinstance(entry.item.location, NbiaLocation) and self._nbia is not None:
             self._nbia.release(entry)
+        if isinstance(entry.item.location, IsicLocation) and self._isic is not None:
+            self._isic.release(entry)
 
     def _choose(self, entry: Entry) -> Fetcher:
         where = entry.item.location
@@ -82,12 +86,21 @@ class RoutedFetcher:
                 if self._idc is None:
                     self._idc = self._make_idc()
                 return self._idc
+            if isinstance(where, IsicLocation):
+                if self._isic is None:
+                    self._isic = self._make_isic()
+                return self._isic
         raise ItemError("internal", f"no source hands out what is at {where}")
 
     def _make_idc(self) -> Fetcher:
         from pipeline.sources.idc import IdcFetcher
 
         return IdcFetcher(self._sources.idc, self._transport, clock=self._clock)
+
+    def _make_isic(self) -> IsicFetcher:
+        from pipeline.sources.isic_fetch import IsicFetcher
+
+        return IsicFetcher(self._sources.isic, self._transport)
 
     def _make_nbia(self) -> NbiaFetcher:
         from pipeline.sources.tcia_fetch import NbiaFetcher

@@ -1,4 +1,4 @@
-"""The verified path of one body: downloaded, compared with the site's evidence, checked as DICOM, named by its UID."""
+"""The verified path of one body: downloaded, compared with the site's evidence, checked as DICOM or image, and named."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 from pipeline.dicom.check import check_dicom
 from pipeline.dicom.choose import choose_chain
 from pipeline.errors import ItemError
-from pipeline.model import RawFile
+from pipeline.model import IsicLocation, RawFile
 from pipeline.sources.base import Body, Fetcher
 
 
 class Verified(NamedTuple):
-    """A file that is whole and belongs to its series, and what is odd about it all the same."""
+    """A file that is whole and belongs to its series or image, and what is odd about it all the same."""
 
     file: RawFile
     warnings: tuple[str, ...]
@@ -26,14 +26,24 @@ def fetch_verified(fetcher: Fetcher, body: Body, path: Path, deadline: float) ->
     Raises
     ------
     ItemError
-        Why it is not: what the fetcher says, or the DICOM check.
+        Why it is not: what the fetcher says, or the check of the file.
     StorageError, InterruptedRunError
         From the fetcher.
     """
     partial = path.with_suffix(".tmp")
     received = fetcher.fetch(body, partial, deadline)
+    evidence = received.evidence
     try:
-        header = check_dicom(partial, series_uid=body.entry.item.id)
+        if isinstance(body.entry.item.location, IsicLocation):
+            from pipeline.sources.isic_body import judge_image
+
+            name, chain, found, warnings = judge_image(body, partial)
+            # Hashes say most of the bytes, then what the image says of itself; their number says least.
+            evidence = (*(word for word in evidence if word != "size"), *found, "size")
+        else:
+            header = check_dicom(partial, series_uid=body.entry.item.id)
+            name, chain = f"{header.sop_instance_uid}.dcm", choose_chain(header, ".dcm")
+            warnings = header.warnings
     except ItemError as error:
         partial.unlink(missing_ok=True)
         # Without a hash from the site the bytes may have been damaged on the way.
@@ -41,14 +51,14 @@ def fetch_verified(fetcher: Fetcher, body: Body, path: Path, deadline: float) ->
         raise ItemError(error.reason, f"{body.file.key}: {error}", transient=doubtful) from None
     os.replace(partial, path)
     file = RawFile(
-        name=f"{header.sop_instance_uid}.dcm",
+        name=name,
         local=str(path),
         size=received.size,
         sha256=received.sha256,
         md5=received.md5,
         key=body.file.key,
-        evidence=received.evidence,
+        evidence=evidence,
         route=received.route,
-        chain=choose_chain(header, ".dcm"),
+        chain=chain,
     )
-    return Verified(file, header.warnings)
+    return Verified(file, warnings)

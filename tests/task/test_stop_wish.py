@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_told_to_end_while_it_winds_down(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A task that is cancelled while it ends ahead of its time limit is interrupted, and does not queue itself again."""
+    """A task that is cancelled while it ends ahead of its time limit is interrupted, and never back in the queue."""
 
     def wind_down(*_: object, stop: Stop, **__: object) -> Any:
         signal.raise_signal(signal.SIGUSR1)
