@@ -37,6 +37,7 @@ BENCHMARKS = (
         ("--small-count", "200", "--large-count", "4", "--large-bytes", "50_000_000"),
         programs=("nginx",),
     ),
+    Benchmark("tcia", ("--series", "20", "--runs", "1")),
 )
 
 

@@ -91,16 +91,16 @@ class ItemError(Exception):
 
 
 REASONS = {
-    "withdrawn": "the site no longer has it (404 on site and mirror; NBIA: 400, not in public domain)",
+    "withdrawn": "the site no longer has it (404 on site and mirror; NBIA: 400, not in public domain; ISIC: its API)",
     "forbidden": "the site refuses it (401 or 403; NBIA: 400, not granted)",
     "unavailable": "the site did not deliver in spite of retries",
     "count": "more or fewer files than the manifest says",
     "size": "more or fewer bytes than the manifest or the listing says",
     "checksum": "the bytes do not have the hash that the site states",
     "not-dicom": "the file is not DICOM",
-    "wrong-uid": "the DICOM file belongs to another series, or its UIDs are invalid",
-    "truncated": "the DICOM file ends before its pixel data does",
-    "malformed": "the DICOM file contradicts itself",
+    "wrong-uid": "the file belongs to another series or image, or its UIDs are invalid",
+    "truncated": "the file ends before its pixel data does",
+    "malformed": "the file contradicts itself; an image is not of its name's format or not of the stated pixel size",
     "duplicate": "two files of the item have the same SOPInstanceUID",
     "empty": "the item has no files",
     "internal": "a fault in medhaul; the log has the traceback",

@@ -118,17 +118,19 @@ class AttemptPlan(msgspec.Struct, frozen=True, kw_only=True):
     cluster: str
     accounting: bool
     arrays: list[ArrayPlan]
-    extra: list[str] = []
+    extra: list[str]
 
 
 class Throttle(msgspec.Struct, frozen=True):
     """`attempts/NNN/throttle.json`: how many tasks may run at a time, as changed while the attempt was at work.
 
-    `connections` are those of each task that starts from now on.
+    `connections` are those of each task that starts from now on. `held` are those of the tasks that ran at the time of
+    the change, by `A_a`, with `.L` behind it for life L after the first.
     """
 
     tasks: int
     connections: int
+    held: dict[str, int] = {}
 
 
 class FileRecord(msgspec.Struct, frozen=True, array_like=True):

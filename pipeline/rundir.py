@@ -190,13 +190,6 @@ class RunDir:
     def is_cancelled(self, attempt: int) -> bool:
         return (self.attempt_folder(attempt) / "cancelled").is_file()
 
-    def write_cancelled(self, attempt: int) -> None:
-        """Note for good that an attempt was cancelled: nothing more of it is to be submitted or queued again."""
-        write_atomic(self.attempt_folder(attempt) / "cancelled", b"")
-
-    def is_cancelled(self, attempt: int) -> bool:
-        return (self.attempt_folder(attempt) / "cancelled").exists()
-
     # -- receipts, heartbeats --------------------------------------------------------------------------------------
 
     def write_receipt(self, receipt: Receipt) -> None:

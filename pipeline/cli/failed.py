@@ -43,10 +43,10 @@ def failed(run: Path, *, logs: bool, as_json: bool, quiet: bool, verbose: bool) 
     if not report.items and not report.shards:
         echo.note(f"{collector.run.path}: no failed items, no dead shards")
     if logs:
-        _show_logs(collector.run, echo, report.items, report.shards, status.attempt)
+        _show_logs(collector.run, echo, report.items, report.shards)
 
 
-def _show_logs(run: RunDir, echo: Echo, items: list[FailedLine], shards: list[OpenShard], attempt: int) -> None:
+def _show_logs(run: RunDir, echo: Echo, items: list[FailedLine], shards: list[OpenShard]) -> None:
     from pipeline.report.failed import read_logs
 
     tasks: dict[tuple[int, str], list[str]] = {}
@@ -56,7 +56,7 @@ def _show_logs(run: RunDir, echo: Echo, items: list[FailedLine], shards: list[Op
         tasks.setdefault((item.attempt, item.job), []).append(item.id)
     for view in shards:
         if view.job:
-            tasks.setdefault((attempt, view.job), [])
+            tasks.setdefault((view.attempt, view.job), [])
     shown = list(tasks.items()) if echo.verbose else list(tasks.items())[:SHOWN_TASKS]
     for (number, job), words in shown:
         for line in read_logs(run.logs(number), job, words):

@@ -14,6 +14,8 @@ import msgspec
 
 from pipeline.errors import UsageError
 
+DEMO = "demo"
+
 if TYPE_CHECKING:
     from pipeline.plan.planner import Plan
     from pipeline.plan.source import PlanSource
@@ -71,7 +73,8 @@ def make_plan(config: Config, *, dry_run: bool = False, on_progress: Callable[[i
     from pipeline.plan.planner import plan_run
 
     with contextlib.ExitStack() as stack:
-        config = msgspec.structs.replace(config, archive=msgspec.structs.replace(config.archive, path=choose_path(config)))
+        archive = msgspec.structs.replace(config.archive, path=choose_path(config))
+        config = msgspec.structs.replace(config, archive=archive)
         settings = stack.enter_context(plan_demo(config, dry_run=dry_run))
         source = stack.enter_context(_open_source(config, settings))
         return plan_run(config, source, dry_run=dry_run, on_progress=on_progress or _progress())
@@ -80,38 +83,40 @@ def make_plan(config: Config, *, dry_run: bool = False, on_progress: Callable[[i
 @contextlib.contextmanager
 def _open_source(config: Config, settings: Config) -> Iterator[PlanSource]:
     """The source that a config selects from; `settings` is the same with the demo's addresses in it."""
-    if settings.select.isic is not None:
-        from pipeline.plan.isic import DEMO as ISIC_DEMO
-        from pipeline.plan.isic import IsicPlanSource
-
-        with _own_cache(named=config.sources.isic.base_url == ISIC_DEMO) as (named, cache):
-            listing = _progress("listed")
-            yield stack_free(IsicPlanSource, settings, named, cache, listing)
-        return
-    if settings.select.tcia is None:
+    if settings.select.isic is None and settings.select.tcia is None:
         from pipeline.plan.idc import IdcPlanSource
 
         yield IdcPlanSource(settings)
         return
-    from pipeline.plan.tcia import DEMO, TciaPlanSource
-
+    sources = config.sources
+    url = sources.tcia.base_url if settings.select.isic is None else sources.isic.base_url
     with contextlib.ExitStack() as stack:
         named, cache = "", None
-        if config.sources.tcia.base_url == DEMO:  # its port is another each time, and so no name for what is kept
+        if url == DEMO:  # its port is another each time, and so no name for what is kept
             named = DEMO
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medhaul-demo-")))
-        yield stack.enter_context(TciaPlanSource(settings, named_url=named, cache_dir=cache))
+        if settings.select.isic is not None:
+            from pipeline.plan.isic import IsicPlanSource
+
+            listing = _progress("listing: {:,} images", every=2_000, plain=50_000)
+            yield stack.enter_context(IsicPlanSource(settings, named_url=named, cache_dir=cache, on_progress=listing))
+        else:
+            from pipeline.plan.tcia import TciaPlanSource
+
+            yield stack.enter_context(TciaPlanSource(settings, named_url=named, cache_dir=cache))
 
 
-def _progress() -> Callable[[int], None]:
+def _progress(text: str = "planning: {:,} items", *, every: int = 20_000, plain: int = 0) -> Callable[[int], None]:
+    """Say how far it is: on a terminal in one line, elsewhere a line for each `plain` more, if that is not 0."""
     terminal = sys.stderr.isatty()
+    step = every if terminal else plain
     shown = 0
 
     def show(count: int) -> None:
         nonlocal shown
-        if terminal and count - shown >= 20_000:
+        if step and count - shown >= step:
             shown = count
-            click.echo(f"\rplanning: {count:,} items", err=True, nl=False)
+            click.echo(f"\r{text.format(count)}" if terminal else text.format(count), err=True, nl=not terminal)
 
     return show
 

@@ -13,6 +13,7 @@ import msgspec
 from pipeline.cli.common import Echo, check_exists, follow_up, open_collector
 from pipeline.cli.waiting import must_wait, wait_to_end
 from pipeline.errors import UsageError
+from pipeline.rundir import RunDir
 from pipeline.settings import Route
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pipeline.records import AttemptPlan
     from pipeline.report.receipts import Todo
     from pipeline.report.status import Collector
+    from pipeline.schedulers.attempt import Attempt
     from pipeline.schedulers.base import Bounds, Scheduler
     from pipeline.settings import Config
 
@@ -91,10 +93,20 @@ def submit_target(target: Path, echo: Echo, wishes: Wishes) -> None:
     check_extra(wishes.extra)
     check_exists(target)
     path = target
-    if target.is_dir() and wishes.route is not None:
+    if (target.is_dir() or wishes.go_on) and wishes.route is not None:
         raise UsageError("--route is for planning, and a run is planned already", hint="name the config instead")
-    if not target.is_dir():
-        plan, config = plan_file(target, echo, dry_run=wishes.dry_run, route=wishes.route)
+    if not target.is_dir() and wishes.go_on:  # nothing is planned again: living tasks read run.json
+        path = planned_path(target)
+    elif not target.is_dir():
+
+        def check(run: Path) -> None:
+            collector = open_collector(run)
+            wait_while_stopping(collector, echo.note)
+            check_free(collector, backend, wishes)
+
+        plan, config = plan_file(
+            target, echo, dry_run=wishes.dry_run, route=wishes.route, check=None if wishes.dry_run else check
+        )
         path = Path(config.storage.root) / config.run.name if plan.run is None else plan.run.path
         if not (path / "run.json").exists():
             show_unplanned(path, plan, config, backend, wishes, echo)
@@ -132,12 +144,34 @@ def check_extra(extra: Collection[str]) -> None:
             raise UsageError(f"--sbatch={option}: {problem}", hint="such as: --sbatch=--partition=long")
 
 
-def plan_file(path: Path, echo: Echo, *, dry_run: bool, route: Route | None = None) -> tuple[Plan, Config]:
-    """Plan the run that a config file describes, and tell what is planned. Raises what the planner raises."""
+def planned_path(path: Path) -> Path:
+    """The run that a config file describes. Raises `ConfigError`; `UsageError` when there is none yet."""
+    from pipeline.config import read_config
+
+    config = read_config(path)
+    return RunDir.open(Path(config.storage.root) / config.run.name).path
+
+
+def plan_file(
+    path: Path,
+    echo: Echo,
+    *,
+    dry_run: bool,
+    route: Route | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> tuple[Plan, Config]:
+    """Plan the run that a config file describes, and tell what is planned.
+
+    A run that is there gets the config's new settings, which tasks read: `check` raises when it must not. Raises what
+    the planner raises.
+    """
     from pipeline.cli.plan import make_plan, render_plan, set_route
     from pipeline.config import read_config
 
     config = set_route(read_config(path), route)
+    run = Path(config.storage.root) / config.run.name
+    if check is not None and (run / "run.json").exists():
+        check(run)
     plan = make_plan(config, dry_run=dry_run)
     echo.say(render_plan(plan, config))
     return plan, config
@@ -151,35 +185,45 @@ def render_attempt(plan: AttemptPlan) -> str:
     )
 
 
-def show_commands(scheduler: Scheduler, path: Path, logs: Path, plan: AttemptPlan, echo: Echo) -> None:
-    """Print exactly what would be submitted, in order."""
-    from pipeline.schedulers.submission import array_specs, reduce_spec
+def show_commands(
+    scheduler: Scheduler, path: Path, logs: Path, plan: AttemptPlan, echo: Echo, attempt: Attempt | None = None
+) -> None:
+    """Print exactly what would be submitted, in order: a new attempt, or what is missing of `attempt`."""
+    from pipeline.schedulers.submission import array_specs, ended_jobs, reduce_spec
 
     echo.say(f"run      {path}")
     echo.say(render_attempt(plan))
     echo.say(f"logs     {logs}")
-    places = [f"ID{number}" for number in range(len(plan.arrays))]
-    for number, (spec, array) in enumerate(zip(array_specs(path, logs, plan), plan.arrays, strict=True)):
-        after = [places[array.after]] if array.after >= 0 else []
+    known = {job.name: job.id for job in attempt.jobs} if attempt else {}
+    over = ended_jobs(attempt.jobs, attempt.states) if attempt else set()
+    specs = array_specs(path, logs, plan)
+    places = [known.get(spec.name, f"ID{number}") for number, spec in enumerate(specs)]
+    for number, (spec, array) in enumerate(zip(specs, plan.arrays, strict=True)):
+        if spec.name in known:
+            echo.say(f"array {number}: was submitted as {known[spec.name]}")
+            continue
+        after = [places[array.after]] if array.after >= 0 and specs[array.after].name not in over else []
         echo.say(
             f"array {number}: tasks {spec.offset} to {spec.offset + spec.length - 1}, MEDHAUL_OFFSET={spec.offset}"
         )
         echo.say(f"  {scheduler.describe(spec, after)}")
-    echo.say("reduce:" + (f" ID0 to ID{len(places) - 1} stand for the ids of the arrays" if places else ""))
-    echo.say(f"  {scheduler.describe(reduce_spec(path, logs, plan), places)}")
+    open_places = [place for place in places if place.startswith("ID")]
+    stand = f" {open_places[0]} to {open_places[-1]} stand for the ids of the arrays" if open_places else ""
+    echo.say(f"reduce:{stand}")
+    awaited = [place for place, spec in zip(places, specs, strict=True) if spec.name not in over]
+    echo.say(f"  {scheduler.describe(reduce_spec(path, logs, plan), awaited)}")
     echo.say("dry run: nothing was submitted")
 
 
 def show_unplanned(path: Path, plan: Plan, config: Config, backend: str, wishes: Wishes, echo: Echo) -> None:
     """Print what would be submitted for a run that is not planned yet."""
-    from pipeline.rundir import RunDir
     from pipeline.schedulers.choose import open_scheduler
     from pipeline.schedulers.submission import draft_attempt
 
     scheduler = open_scheduler(backend, RunDir(path), wishes.extra, config)
     draft = draft_attempt(
         range(plan.shards), config, scheduler=scheduler, bounds=scheduler.bounds(), after=0,
-        manifest_sha256=plan.manifest_sha256,
+        manifest_sha256=plan.manifest_sha256, extra=wishes.extra,
     )  # fmt: skip
     show_commands(scheduler, path, Path(config.storage.logs) / path.name / "001", draft, echo)
 
@@ -192,6 +236,24 @@ def read_todo_of(collector: Collector) -> Todo:
     return read_todo(collector.run, collector.index, collector.book)
 
 
+def check_free(collector: Collector, scheduler: str, wishes: Wishes) -> tuple[Attempt | None, Bounds | None]:
+    """The newest attempt, as its own scheduler knows it; and what `scheduler` can take, if it was asked already.
+
+    Raises
+    ------
+    UsageError
+        When that attempt is, or may be, at work.
+    """
+    from pipeline.schedulers.attempt import check_idle
+
+    newest = collector.attempt()
+    bounds: Bounds | None = None
+    if newest is not None and newest.plan.cluster and scheduler == newest.plan.scheduler:
+        bounds = collector.scheduler(scheduler).bounds()
+    check_idle(collector.run, newest, assume_dead=wishes.assume_dead, cluster=bounds.cluster if bounds else "")
+    return newest, bounds
+
+
 def submit_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPlan | None:
     """Submit what is missing, as far as it is wanted; None when nothing is, or at a dry run.
 
@@ -200,17 +262,12 @@ def submit_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPlan
     UsageError
         When an earlier attempt is, or may be, at work.
     """
-    from pipeline.schedulers.attempt import check_idle
     from pipeline.schedulers.choose import choose_scheduler
     from pipeline.schedulers.submission import draft_attempt, submit_attempt
 
     run = collector.run
     backend = collector.scheduler(choose_scheduler(wishes.scheduler))
-    newest = collector.attempt()
-    bounds: Bounds | None = None
-    if newest is not None and newest.plan.cluster and backend.name == newest.plan.scheduler:
-        bounds = backend.bounds()
-    check_idle(run, newest, assume_dead=wishes.assume_dead, cluster=bounds.cluster if bounds else "")
+    newest, bounds = check_free(collector, backend.name, wishes)
     todo = read_todo_of(collector)
     for shard, why in todo.shards.items():
         if why.startswith("damaged") or (echo.verbose and newest is not None):
@@ -230,30 +287,36 @@ def submit_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPlan
     if wishes.dry_run:
         sha256 = collector.record.manifest_sha256
         made = draft_attempt(
-            shards, run.read_config(), scheduler=backend, bounds=bounds, after=number, manifest_sha256=sha256
-        )
+            shards, run.read_config(), scheduler=backend, bounds=bounds, after=number, manifest_sha256=sha256,
+            extra=wishes.extra,
+        )  # fmt: skip
         show_commands(backend, run.path, run.logs(made.attempt), made, echo)
         return None
-    plan = submit_attempt(run, backend, shards, after=number, bounds=bounds)
+    plan = submit_attempt(run, backend, shards, after=number, bounds=bounds, extra=wishes.extra)
     show_submitted(collector, plan, echo)
     return plan
 
 
 def continue_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPlan | None:
-    """Submit the rest of the newest attempt, whose submission was broken off. Raises `UsageError`."""
+    """Submit the rest of the newest attempt, whose submission was broken off. Raises `UsageError`, `SchedulerError`.
+
+    The options of sbatch that it was begun with hold on; those given now come after them.
+    """
     from pipeline.schedulers.attempt import check_cluster
+    from pipeline.schedulers.choose import open_scheduler
     from pipeline.schedulers.submission import check_continuable, continue_attempt
 
     attempt = collector.attempt()
     if attempt is None:
         raise UsageError(f"{collector.run.path}: nothing was submitted yet", hint="leave --continue out")
-    backend = collector.scheduler(attempt.plan.scheduler)
-    check_cluster(collector.run, attempt.plan, backend.bounds().cluster)
+    plan = attempt.plan
+    backend = open_scheduler(plan.scheduler, collector.run, [*plan.extra, *wishes.extra])
+    check_cluster(collector.run, plan, backend.bounds().cluster)
     check_continuable(collector.run, attempt, assume_dead=wishes.assume_dead)
     if wishes.dry_run:
-        echo.say(f"{collector.run.path}: --continue would submit what is missing of attempt {attempt.plan.attempt:03d}")
+        show_commands(backend, collector.run.path, collector.run.logs(plan.attempt), plan, echo, attempt)
         return None
-    plan = continue_attempt(collector.run, backend, attempt)
+    continue_attempt(collector.run, backend, attempt)
     show_submitted(collector, plan, echo)
     return plan
 

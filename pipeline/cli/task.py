@@ -25,7 +25,9 @@ from pipeline.errors import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.records import Receipt
+    from collections.abc import Mapping
+
+    from pipeline.records import AttemptPlan, Receipt, Throttle
     from pipeline.rundir import RunDir
     from pipeline.settings import Config
     from pipeline.task.shard import Life, Stop
@@ -58,8 +60,8 @@ def task(run: Path, shard: int | None, attempt: int | None, index: int | None) -
         plan = run_dir.read_plan(attempt)
         if index >= len(plan.shards):
             raise UsageError(f"attempt {attempt} has {len(plan.shards)} tasks, there is no index {index}")
-        changed = run_dir.read_throttle(attempt)
-        shard, connections = plan.shards[index], changed.connections if changed else plan.connections
+        shard = plan.shards[index]
+        connections = choose_connections(plan, run_dir.read_throttle(attempt), name_life(os.environ))
         queue_again = plan.scheduler == "slurm"
     elif shard is None or attempt is not None or index is not None:
         raise UsageError("give either --shard, or --attempt and --index", hint="medhaul task RUN --shard K")
@@ -74,6 +76,25 @@ def task(run: Path, shard: int | None, attempt: int | None, index: int | None) -
             f"shard {shard}: {len(receipt.failed)} of {receipt.entries} items failed",
             hint=f"medhaul failed {run_dir.path}",
         )
+
+
+def name_life(environ: Mapping[str, str]) -> str:
+    """The name of this life of an array task, as in `Throttle.held`; empty outside an array."""
+    array, index = environ.get("SLURM_ARRAY_JOB_ID", ""), environ.get("SLURM_ARRAY_TASK_ID", "")
+    return render_life(array, int(index), int(environ.get("SLURM_RESTART_COUNT") or 0)) if array and index else ""
+
+
+def render_life(array: str, index: int, restarts: int) -> str:
+    """Name a life of an array task: `A_a`, with `.L` behind it for life L after the first. Pure."""
+    return f"{array}_{index}" + (f".{restarts}" if restarts else "")
+
+
+def choose_connections(plan: AttemptPlan, changed: Throttle | None, life: str) -> int:
+    """Choose a task's share of the connections: as planned, or as changed since. Pure.
+
+    A task that ran when it was changed keeps what it had, also when it reads the change only now: it was counted so.
+    """
+    return changed.held.get(life, changed.connections) if changed else plan.connections
 
 
 def requeue(run_dir: RunDir, attempt: int, error: TimeLimitError) -> None:
@@ -178,7 +199,8 @@ def _do(
     cache = None
     name = f"{work.manifest.sha256[:12]}-{shard:06d}"
     endpoints = config
-    if "demo" in {config.sources.idc.s3_endpoint, config.sources.tcia.base_url}:
+    sources = config.sources
+    if "demo" in {sources.idc.s3_endpoint, sources.tcia.base_url, sources.isic.base_url}:
         from pipeline.demo.embed import resolve_demo
 
         endpoints = resolve_demo(config)

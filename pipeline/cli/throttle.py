@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from pipeline.cli.common import make_echo, open_collector, run_argument, verbosity_options
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.records import Job, Throttle
+    from pipeline.report.status import Collector
+    from pipeline.schedulers.attempt import Attempt
+    from pipeline.schedulers.base import Scheduler
 
 
 @click.command()
@@ -17,38 +27,243 @@ from pipeline.errors import UsageError
 def throttle(run: Path, tasks: int, *, quiet: bool, verbose: bool) -> None:
     """Let at most TASKS tasks of a run that is at work run at a time.
 
-    Tasks that run are not ended. Those that start from now on share the run's connections (limits.connections) by the
-    new number. The next attempt goes by the config again.
+    Tasks that run are not ended, and keep their connections. Those that start from now on share what is left of the
+    run's (limits.connections). The next attempt goes by the config again.
     """
     from pipeline.records import Throttle
-    from pipeline.schedulers.attempt import Liveness, array_lanes, check_cluster
-    from pipeline.schedulers.base import alive, split_tasks
+    from pipeline.schedulers.attempt import check_cluster
 
     echo = make_echo(quiet=quiet, verbose=verbose)
     collector = open_collector(run)
-    attempt = collector.attempt()
-    if attempt is None or attempt.liveness is Liveness.ENDED:
-        raise UsageError(f"{collector.run.path}: nothing is at work", hint="set limits.tasks in the config instead")
-    limits = collector.run.read_config().limits
-    if tasks > limits.connections:
+    budget = collector.run.read_config().limits.connections
+    scene = look(collector)
+    attempt = scene.attempt
+    if tasks > budget:
         raise UsageError(
-            f"{tasks} tasks at a time would need more connections than the run has: {limits.connections}",
+            f"{tasks} tasks at a time would need more connections than the run has: {budget}",
             hint="limits.connections is the run's budget with the site",
         )
-    living = {key[0] for key, status in attempt.states.items() if alive(status.state)}
-    arrays = [job for job in attempt.jobs if job.kind == "array" and job.id in living]
-    lane_of = dict(zip((array.offset for array in attempt.plan.arrays), array_lanes(attempt.plan.arrays), strict=True))
-    lanes = sorted({lane_of[job.offset] for job in arrays})
-    if tasks < len(lanes):
+    if tasks < len(scene.lanes):
         raise UsageError(
-            f"{len(lanes)} arrays of this run are at work side by side, each with one task at a time at least",
-            hint=f"the least is {len(lanes)}; or `medhaul cancel` and resume with limits.tasks = {tasks}",
+            f"{len(scene.lanes)} arrays of this run are at work side by side, each with one task at a time at least",
+            hint=f"the least is {len(scene.lanes)}; or `medhaul cancel` and resume with limits.tasks = {tasks}",
         )
-    shares = dict(zip(lanes, split_tasks(tasks, len(lanes)), strict=True)) if lanes else {}
-    number = attempt.plan.attempt
     scheduler = collector.scheduler(attempt.plan.scheduler)
     check_cluster(collector.run, attempt.plan, scheduler.bounds().cluster)
-    collector.run.write_throttle(number, Throttle(tasks=tasks, connections=max(1, limits.connections // tasks)))
-    for job in arrays:
-        scheduler.throttle([job], shares[lane_of[job.offset]])
+    kept = collector.run.read_throttle(attempt.plan.attempt)
+    before = kept or Throttle(tasks=attempt.plan.tasks, connections=attempt.plan.connections)
+    if tasks < before.tasks:
+        lower(collector, scheduler, scene, before, tasks, budget)
+    else:
+        increase(collector, scheduler, scene, before, kept, tasks, budget)
     echo.say(f"{collector.run.path}: at most {tasks} tasks at a time from now on")
+
+
+class Scene(NamedTuple):
+    """An attempt at work: its living arrays, and the lanes that are, or will be, at work side by side."""
+
+    attempt: Attempt
+    arrays: list[Job]
+    lanes: list[int]
+    lane_of: dict[int, int]
+
+    def lane(self, job: Job) -> int:
+        """Where the lane of an array stands among `lanes`."""
+        return self.lanes.index(self.lane_of[job.offset])
+
+    def held(self, before: Throttle) -> dict[str, int]:
+        """The connections of each task that runs, by the name of its life; those that `before` gave it."""
+        from pipeline.cli.task import render_life
+        from pipeline.schedulers.base import State
+
+        ids = {job.id for job in self.arrays}
+        names = [
+            render_life(job, index, status.restarts)
+            for (job, index), status in self.attempt.states.items()
+            if job in ids and status.state is State.RUNNING
+        ]
+        return {name: before.held.get(name, before.connections) for name in sorted(names)}
+
+    def by_lane(self, held: Mapping[str, int]) -> list[list[int]]:
+        """The connections of the tasks that run, lane by lane."""
+        lane = {job.id: self.lane(job) for job in self.arrays}
+        found: list[list[int]] = [[] for _ in self.lanes]
+        for name, connections in held.items():
+            found[lane[name.partition("_")[0]]].append(connections)
+        return found
+
+
+def look(collector: Collector) -> Scene:
+    """Read how the newest attempt stands.
+
+    Raises
+    ------
+    UsageError
+        When nothing of it is at work that could be throttled.
+    SchedulerError
+        When what runs is not known: the connections it holds cannot be counted.
+    """
+    from pipeline.schedulers.attempt import Liveness, array_lanes
+    from pipeline.schedulers.base import SchedulerError, alive, any_unknown
+
+    attempt = collector.attempt()
+    path = collector.run.path
+    if attempt is None or attempt.liveness is Liveness.ENDED:
+        raise UsageError(f"{path}: nothing is at work", hint="set limits.tasks in the config instead")
+    if attempt.liveness is Liveness.UNKNOWN or any_unknown(attempt.states) or not attempt.complete:
+        notes = sorted({status.note for status in attempt.states.values() if status.note})
+        because = f" ({'; '.join(notes[:3])})" if notes else ""
+        raise SchedulerError(
+            f"{path}: nothing was changed, since it is not known which tasks run{because}",
+            hint="repeat it when the scheduler answers",
+        )
+    living = {key[0] for key, status in attempt.states.items() if alive(status.state)}
+    arrays = [job for job in (*attempt.jobs, *attempt.twins) if job.kind == "array" and job.id in living]
+    if not arrays:
+        raise UsageError(f"{path}: no task is at work or waits", hint="`medhaul status` shows what is")
+    lane_of = dict(zip((array.offset for array in attempt.plan.arrays), array_lanes(attempt.plan.arrays), strict=True))
+    taken = {job.offset for job in attempt.jobs if job.kind == "array"}
+    to_come = lane_of.keys() - taken  # `submit --continue` may submit them beside the others
+    lanes = sorted({lane_of[job.offset] for job in arrays} | {lane_of[offset] for offset in to_come})
+    return Scene(attempt, arrays, lanes, lane_of)
+
+
+def largest_load(allowed: Sequence[int], held: Sequence[Sequence[int]], share: int) -> int:
+    """The most connections at a time, whichever tasks end first. Pure.
+
+    Parameters
+    ----------
+    allowed
+        How many tasks at a time each lane may have.
+    held
+        The connections of the tasks that run in each lane, which they keep to their end.
+    share
+        The connections of each task that starts.
+    """
+    load = 0
+    for most, mine in zip(allowed, held, strict=True):
+        sums = itertools.accumulate(sorted(mine, reverse=True), initial=0)
+        load += max(kept + max(0, most - count) * share for count, kept in enumerate(sums))
+    return load
+
+
+def choose_share(budget: int, allowed: Sequence[int], held: Sequence[Sequence[int]]) -> int:
+    """Choose the most connections that each task which starts can have within the budget; 0: not even one. Pure.
+
+    With `r` of `n` tasks running that hold `h` each this is `(budget - r * h) // (n - r)`, but never more than
+    `budget // n`, for when they have ended. Parameters as of `largest_load`.
+    """
+    shares = range(budget // sum(allowed), 0, -1)
+    return next((share for share in shares if largest_load(allowed, held, share) <= budget), 0)
+
+
+def lower(collector: Collector, scheduler: Scheduler, scene: Scene, before: Throttle, tasks: int, budget: int) -> None:
+    """Lower the number: first with the scheduler, and only then let tasks that start have more connections."""
+    from pipeline.records import Throttle
+    from pipeline.schedulers.base import SchedulerError, split_tasks
+
+    run, number = collector.run, scene.attempt.plan.attempt
+    allowed = split_tasks(tasks, len(scene.lanes))
+    for job in scene.arrays:
+        scheduler.throttle([job], allowed[scene.lane(job)])
+    run.write_throttle(number, Throttle(tasks=tasks, connections=before.connections, held=before.held))
+    with contextlib.suppress(SchedulerError, UsageError):  # not known, or all at an end: they go on with what they had
+        scene = look(collector)
+        held = scene.held(before)
+        allowed = split_tasks(tasks, len(scene.lanes))
+        share = choose_share(budget, allowed, scene.by_lane(held)) or before.connections
+        run.write_throttle(number, Throttle(tasks=tasks, connections=share, held=held))
+
+
+def increase(
+    collector: Collector,
+    scheduler: Scheduler,
+    scene: Scene,
+    before: Throttle,
+    kept: Throttle | None,
+    tasks: int,
+    budget: int,
+) -> None:
+    """Raise the number: first the smaller shares, and only then the scheduler; what fails is taken back.
+
+    Raises
+    ------
+    UsageError
+        When less than one connection is left for each task that would start.
+    SchedulerError
+        When the scheduler refuses, or no longer says what runs.
+    """
+    from pipeline.records import Throttle
+    from pipeline.schedulers.base import SchedulerError, split_tasks
+
+    run, number = collector.run, scene.attempt.plan.attempt
+    share = before.connections
+    wanted = find_share(scene, before, tasks, budget)
+    try:
+        while True:  # tasks may have started since they were counted: until none did that has more than is left
+            share = min(share, wanted)
+            run.write_throttle(number, Throttle(tasks=before.tasks, connections=share, held=scene.held(before)))
+            scene = look(collector)
+            wanted = find_share(scene, before, tasks, budget)
+            if wanted >= share:
+                break
+    except (SchedulerError, UsageError):
+        restore(collector, number, kept)
+        raise
+    changed = Throttle(tasks=tasks, connections=wanted, held=scene.held(before))
+    run.write_throttle(number, changed)
+    shares, asked = split_tasks(tasks, len(scene.lanes)), []
+    try:
+        for job in scene.arrays:
+            asked.append(job)
+            scheduler.throttle([job], shares[scene.lane(job)])
+    except SchedulerError as error:
+        shares = split_tasks(before.tasks, len(scene.lanes))
+        planned = {array.offset: array.throttle for array in scene.attempt.plan.arrays}
+        try:
+            for job in asked:  # the last one too: a call that was not answered may have been taken
+                scheduler.throttle([job], shares[scene.lane(job)] if kept else planned[job.offset])
+        except SchedulerError:
+            small = min(before.connections, wanted)
+            run.write_throttle(number, Throttle(tasks=before.tasks, connections=small, held=changed.held))
+            hint = f"tasks that start have {small} connections, since it may have taken the number; repeat the command"
+            raise SchedulerError(str(error), hint=hint) from error
+        restore(collector, number, kept)
+        raise
+
+
+def find_share(scene: Scene, before: Throttle, tasks: int, budget: int) -> int:
+    """The connections of each task that would start. Raises `UsageError` when there would be none."""
+    from pipeline.schedulers.base import split_tasks
+
+    held = scene.held(before)
+    mine = scene.by_lane(held)
+    if share := choose_share(budget, split_tasks(tasks, len(scene.lanes)), mine):
+        return share
+    most = next(
+        (
+            count
+            for count in range(tasks - 1, len(scene.lanes) - 1, -1)
+            if choose_share(budget, split_tasks(count, len(scene.lanes)), mine)
+        ),
+        before.tasks,
+    )
+    raise UsageError(
+        f"{len(held)} tasks that run hold {sum(held.values())} of the run's {budget} connections, which leaves less "
+        f"than one for each of {tasks} tasks at a time",
+        hint=f"{max(most, before.tasks)} tasks at a time are possible now; more when some have ended; or "
+        f"`medhaul cancel` and resume with limits.tasks = {tasks}",
+    )
+
+
+def restore(collector: Collector, number: int, kept: Throttle | None) -> None:
+    """Make an attempt's `throttle.json` what it was."""
+    from pipeline.atomic import fsync_folder, storage_errors
+
+    if kept is not None:
+        collector.run.write_throttle(number, kept)
+        return
+    folder = collector.run.attempt_folder(number)
+    with storage_errors(folder):
+        (folder / "throttle.json").unlink(missing_ok=True)
+        fsync_folder(folder)

@@ -1,10 +1,10 @@
 """The demo site for a config: `sources.idc.s3_endpoint = "demo"` starts it when it is needed.
 
 `sources.tcia.base_url = "demo"` starts one that is NBIA too; the IDC that goes with it is its own, unless the config
-names another. Data and server belong to the run's storage root: `<storage.root>/.demo-site/`, or `.demo-tcia/`. The
-server listens on 127.0.0.1 only and ends by itself after `LIFETIME` seconds; the next command that needs it starts it
-again. Planning needs the IDC's index only, and NBIA from a server within the planning process; a dry run leaves nothing
-behind.
+names another. `sources.isic.base_url = "demo"` starts one that is the ISIC Archive. Data and server belong to the run's
+storage root: `<storage.root>/.demo-site/`, `.demo-tcia/` or `.demo-isic/`. The server listens on 127.0.0.1 only and
+ends by itself after `LIFETIME` seconds; the next command that needs it starts it again. Planning needs the IDC's index
+only, and NBIA or ISIC from a server within the planning process; a dry run leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -32,6 +33,9 @@ LIFETIME = 1800
 START_SECONDS = 60.0
 INDEX = "idc_index.parquet"
 _SERVICES = "/nbia-api/services"
+_API_V2 = "/api/v2"
+Kind = Literal["idc", "nbia", "isic"]
+_FOLDERS: dict[Kind, str] = {"idc": ".demo-site", "nbia": ".demo-tcia", "isic": ".demo-isic"}
 
 
 def resolve_demo(config: Config) -> Config:
@@ -44,56 +48,63 @@ def resolve_demo(config: Config) -> Config:
     StorageError
         When its folder cannot be made or written.
     """
-    if not _is_demo(config):
+    kind = choose_kind(config)
+    if kind is None:
         return config
-    folder = _folder(config)
-    return _replace(config, folder / "data", ensure_site(folder, nbia=_is_nbia(config)))
+    folder = Path(config.storage.root) / _FOLDERS[kind]
+    return _replace(config, folder / "data", ensure_site(folder, kind), kind)
 
 
 @contextlib.contextmanager
 def plan_demo(config: Config, *, dry_run: bool) -> Iterator[Config]:
     """Yield the config with the demo's index to plan from; `dry_run` leaves no file behind.
 
-    Of the IDC nothing is served; NBIA, which planning has to ask, from threads of this process.
+    Of the IDC nothing is served; NBIA and ISIC, which planning has to ask, from threads of this process.
 
     Raises
     ------
     StorageError
         When the index cannot be written.
     """
-    if not _is_demo(config):
+    kind = choose_kind(config)
+    if kind is None:
         yield config
         return
-    nbia = _is_nbia(config)
-    data = _folder(config) / "data"
+    data = Path(config.storage.root) / _FOLDERS[kind] / "data"
     with contextlib.ExitStack() as stack:
         if dry_run and not data.exists():
             with _storage_errors(Path(tempfile.tempdir or "temporary files")):
                 data = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medhaul-demo-"))) / "data"
-                _build(data, nbia=nbia)
+                _build(data, kind)
         elif not dry_run:
             with _locked(data.parent):
-                _ensure_data(data, nbia=nbia)
-        if nbia:
+                _ensure_data(data, kind)
+        if kind == "nbia":
             from pipeline.demo.nbia import NbiaSite
             from pipeline.demo.nbia_records import load_archive
 
-            yield _replace(config, data, stack.enter_context(NbiaSite(load_archive(data))).url)
+            yield _replace(config, data, stack.enter_context(NbiaSite(load_archive(data))).url, kind)
+        elif kind == "isic":
+            from pipeline.demo.isic import IsicSite
+            from pipeline.demo.isic_data import load_isic
+
+            yield _replace(config, data, stack.enter_context(IsicSite(load_isic(data))).url, kind)
         else:
-            yield _replace(config, data, config.sources.idc.s3_endpoint)
+            yield _replace(config, data, config.sources.idc.s3_endpoint, kind)
 
 
-def ensure_site(folder: Path, *, nbia: bool = False) -> str:
+def ensure_site(folder: Path, kind: Kind = "idc") -> str:
     """Return the URL of the site that serves `folder`, starting it if it does not answer. Raises as `resolve_demo`."""
     with _locked(folder):
         port_file = folder / "port"
         if (port := _answering(port_file)) is not None:
             return f"http://127.0.0.1:{port}"
         data = folder / "data"
-        _ensure_data(data, nbia=nbia)
+        _ensure_data(data, kind)
         with _storage_errors(folder):
             port_file.unlink(missing_ok=True)
-            module, root = ("pipeline.demo.nbia_process", data) if nbia else ("pipeline.demo", data / "buckets")
+            module = "pipeline.demo" if kind == "idc" else f"pipeline.demo.{kind}_process"
+            root = data / "buckets" if kind == "idc" else data
             _start(module, root, port_file, folder / "site.log")
         end = time.monotonic() + START_SECONDS
         while (port := _answering(port_file)) is None:
@@ -103,22 +114,22 @@ def ensure_site(folder: Path, *, nbia: bool = False) -> str:
         return f"http://127.0.0.1:{port}"
 
 
-def _is_demo(config: Config) -> bool:
-    return config.sources.idc.s3_endpoint == "demo" or _is_nbia(config)
+def choose_kind(config: Config) -> Kind | None:
+    """Choose which demo site a config needs, if any. Pure."""
+    if config.select.isic is not None:
+        return "isic" if config.sources.isic.base_url == "demo" else None
+    if config.select.tcia is not None and config.sources.tcia.base_url == "demo":
+        return "nbia"
+    return "idc" if config.sources.idc.s3_endpoint == "demo" else None
 
 
-def _is_nbia(config: Config) -> bool:
-    return config.select.tcia is not None and config.sources.tcia.base_url == "demo"
-
-
-def _folder(config: Config) -> Path:
-    return Path(config.storage.root) / (".demo-tcia" if _is_nbia(config) else ".demo-site")
-
-
-def _replace(config: Config, data: Path, url: str) -> Config:
+def _replace(config: Config, data: Path, url: str, kind: Kind) -> Config:
     """The config with the site's addresses; an IDC that it names itself stays."""
     idc, tcia, default = config.sources.idc, config.sources.tcia, SourceIdc()
-    nbia = _is_nbia(config)
+    if kind == "isic":
+        isic = msgspec.structs.replace(config.sources.isic, base_url=url + _API_V2)
+        return msgspec.structs.replace(config, sources=msgspec.structs.replace(config.sources, isic=isic))
+    nbia = kind == "nbia"
     if nbia:
         tcia = msgspec.structs.replace(tcia, base_url=url + _SERVICES, nlst_base_url="")
     if idc.s3_endpoint == "demo" or (idc.s3_endpoint == default.s3_endpoint and idc.index == default.index):
@@ -138,21 +149,25 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _ensure_data(data: Path, *, nbia: bool) -> None:
+def _ensure_data(data: Path, kind: Kind) -> None:
     if data.exists():  # whole or not at all
         return
     fresh = data.with_name("data.new")
     with _storage_errors(data):
         shutil.rmtree(fresh, ignore_errors=True)
-        _build(fresh, nbia=nbia)
+        _build(fresh, kind)
         fresh.rename(data)
 
 
-def _build(data: Path, *, nbia: bool) -> None:
-    if nbia:
+def _build(data: Path, kind: Kind) -> None:
+    if kind == "nbia":
         from pipeline.demo.nbia_data import build_nbia
 
         build_nbia(data)
+    elif kind == "isic":
+        from pipeline.demo.isic_data import build_isic
+
+        build_isic(data)
     else:
         build_demo(data)
 

@@ -1,14 +1,21 @@
-"""Why is there no receipt? Scheduler states, exit codes and last words, put into one sentence. Pure."""
+"""Why is there no receipt? Scheduler states of the attempt that tells, exit codes and last words, in one sentence."""
 
 from __future__ import annotations
 
 import enum
 import signal
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from pipeline.errors import InterruptedRunError, MedhaulError, StorageError, TimeLimitError
-from pipeline.records import Heartbeat, Receipt
-from pipeline.schedulers.base import SchedulerError, State, TaskStatus
+from pipeline.records import AttemptPlan, Heartbeat, Job, Receipt
+from pipeline.rundir import RunDir
+from pipeline.schedulers.base import Scheduler, SchedulerError, State, TaskKey, TaskStatus, job_keys
+from pipeline.schedulers.slurm_states import STUCK
+
+NAMED_TASKS = 4  # in a command that a remedy tells; of more tasks only their arrays are named
 
 
 class ShardState(enum.StrEnum):
@@ -72,6 +79,65 @@ class Verdict(NamedTuple):
     cause: Cause | None = None
 
 
+class ShardTask(NamedTuple):
+    """The task of a shard in the newest attempt that took it: the attempt's number, `A_a`, and how it stands."""
+
+    attempt: int
+    name: str
+    status: TaskStatus
+
+
+class PastTask(NamedTuple):
+    """The task of a shard in an earlier attempt: number `place` of an array."""
+
+    plan: AttemptPlan
+    job: Job
+    place: int
+
+
+class WideQuestion:
+    """A scheduler whose one question about an attempt's states is also about those of earlier attempts.
+
+    `widen` names the jobs to add, given those of the attempt.
+    """
+
+    def __init__(self, scheduler: Scheduler, widen: Callable[[Sequence[Job]], list[Job]]) -> None:
+        self._scheduler = scheduler
+        self._widen = widen
+        self.more: dict[TaskKey, TaskStatus] | None = None
+
+    def recover(self, plan: AttemptPlan) -> list[Job] | None:
+        return self._scheduler.recover(plan)
+
+    def states(self, jobs: Sequence[Job]) -> dict[TaskKey, TaskStatus]:
+        more = self._widen(jobs)
+        found = self._scheduler.states([*jobs, *more]) if jobs or more else {}
+        self.more = {key: found[key] for key in job_keys(more)}
+        return {key: found[key] for key in job_keys(jobs)}
+
+
+def find_past(run: RunDir, numbers: Sequence[int], shards: Collection[int]) -> dict[int, PastTask]:
+    """The newest task of each of `shards` in the attempts `numbers`, of those that were written down as taken."""
+    found: dict[int, PastTask] = {}
+    for number in reversed(numbers):
+        if len(found) == len(shards):
+            break
+        plan = run.read_plan(number)
+        for job in run.read_jobs(number):
+            for place in range(job.length if job.kind == "array" else 0):
+                shard = plan.shards[job.offset + place]
+                if shard in shards:
+                    found.setdefault(shard, PastTask(plan, job, place))
+    return found
+
+
+def may_ask(plan: AttemptPlan, newest: AttemptPlan) -> bool:
+    """Whether the ids of an earlier attempt's jobs mean the same where the newest one went. Pure."""
+    return plan.scheduler != newest.scheduler or not (
+        plan.cluster and newest.cluster and plan.cluster != newest.cluster
+    )
+
+
 def exit_meanings() -> dict[int, str]:
     """Each exit code of medhaul with the sentence that its error class carries."""
     kinds: list[type[MedhaulError]] = [SchedulerError, MedhaulError, *MedhaulError.__subclasses__()]
@@ -116,6 +182,7 @@ def classify_shard(
     problem: str,
     status: TaskStatus | None,
     heartbeat: Heartbeat | None,
+    attempt: int = 0,
 ) -> Verdict:
     """Say where a shard stands and, when there is no good receipt, why.
 
@@ -124,31 +191,64 @@ def classify_shard(
     receipt, problem
         Its sound receipt, or why the one that is there proves nothing: itself damaged, or without its part.
     status
-        Its task in the newest attempt; None when it is not part of that.
+        Its task in the newest attempt that took it; None when none did.
     heartbeat
-        The last words of that task.
+        The last words about it, of whichever attempt.
+    attempt
+        The number of the task's attempt; 0: that of the last words and of the receipt.
     """
     if receipt is not None and receipt.state == "complete":
         return Verdict(ShardState.DONE)
+    own = heartbeat if heartbeat is not None and attempt in {0, heartbeat.attempt} else None
     if status is not None and status.state is State.RUNNING:
         return Verdict(ShardState.RUNNING, _join(status.note, _lives(status)))
     if status is not None and status.state is State.PENDING:
-        before = _last_life(heartbeat) if status.restarts else ""
+        before = _last_life(own) if status.restarts else ""
         return Verdict(ShardState.WAITING, _join(status.note, before))
     if receipt is not None:
-        return Verdict(ShardState.PARTIAL, f"{len(receipt.failed)} failed", Cause.PARTIAL)
+        reason = f"{len(receipt.failed)} failed"
+        if status is None or attempt <= receipt.attempt:
+            return Verdict(ShardState.PARTIAL, reason, Cause.PARTIAL)
+        later, cause = _explain_end(status, heartbeat, own, bare=True)
+        return Verdict(ShardState.PARTIAL, f"{reason}; then {later}", cause)
     if status is None:
         return Verdict(ShardState.DEAD, problem, Cause.DAMAGED) if problem else Verdict(ShardState.NEW, "", Cause.NEW)
-    reason, cause = explain_task(status), choose_cause(status)
-    if not problem and (cause is Cause.LOST or (status.state is State.FAILED and status.exit_code == 3)):
-        reason += ", but left no receipt"
-    if heartbeat is not None and heartbeat.note:
-        reason += f"; last words: {heartbeat.note}"
-        if cause is Cause.INTERRUPTED and heartbeat.note.startswith(TimeLimitError.__name__):
-            cause = Cause.TIMEOUT
+    reason, cause = _explain_end(status, heartbeat, own, bare=not problem)
     if problem:
         reason, cause = f"{reason}; {problem}", cause if cause is Cause.UNKNOWN else Cause.DAMAGED
     return Verdict(ShardState.UNKNOWN if cause is Cause.UNKNOWN else ShardState.DEAD, reason, cause)
+
+
+def _explain_end(
+    status: TaskStatus, heartbeat: Heartbeat | None, own: Heartbeat | None, *, bare: bool
+) -> tuple[str, Cause]:
+    """Say how a task ended that left no good receipt; `own` are its own last words, `bare`: it left no receipt."""
+    if status.state is State.GONE and own is not None and "while it waited" in status.note:
+        status = msgspec.structs.replace(status, note=f"it ran on {own.node}, and Slurm has forgotten it")
+    reason, cause = explain_task(status), choose_cause(status)
+    if bare and (cause is Cause.LOST or (status.state is State.FAILED and status.exit_code == 3)):
+        reason += ", but left no receipt"
+    if heartbeat is not None and heartbeat.note:
+        where = "" if own is not None else f" in attempt {heartbeat.attempt:03d}"
+        reason += f"; last words{where}: {heartbeat.note}"
+        if cause is Cause.INTERRUPTED and own is not None and own.note.startswith(TimeLimitError.__name__):
+            cause = Cause.TIMEOUT
+    return reason, cause
+
+
+def choose_waiting_remedy(note: str, tasks: Sequence[str]) -> str:
+    """Say what to do about tasks (`A_a`, or a job's id) that will not start by themselves, by Slurm's reason. Pure."""
+    ids = tasks if len(tasks) <= NAMED_TASKS else list(dict.fromkeys(task.partition("_")[0] for task in tasks))
+    release = f"scontrol release {','.join(ids)}"
+    if STUCK["JobHeldUser"] in note:
+        return f"`{release}`"
+    if "held after a requeue" in note:
+        return f"when what Slurm names is mended: `{release}`"
+    if STUCK["JobHeldAdmin"] in note:
+        return f"ask the administrators, or try `{release}`"
+    if STUCK["DependencyNeverSatisfied"] in note:
+        return "`cancel` and `resume`"
+    return "see [slurm] in the config; `cancel`, then submit the config again, or `resume --sbatch=...`"
 
 
 def choose_cause(status: TaskStatus) -> Cause:

@@ -12,7 +12,7 @@ import msgspec
 from pipeline.archive.index import ArchiveLine, read_lines
 from pipeline.archive.index import FailedLine as IndexLine
 from pipeline.records import FORMAT, Receipt
-from pipeline.report.explain import ShardState
+from pipeline.report.explain import Cause, ShardState
 from pipeline.report.logs import detail_path, log_path, match_records, read_detail, read_tail, render_record
 from pipeline.report.status import OpenShard, StatusReport
 
@@ -42,7 +42,10 @@ class FailedLine(msgspec.Struct, frozen=True):
 
 
 class FailedReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `medhaul failed --json` prints: failed items, and shards that have no good receipt and are not at work."""
+    """What `medhaul failed --json` prints: failed items, and shards that have no good receipt and are not at work.
+
+    Of shards with a partial receipt those whose later task died as well.
+    """
 
     format: int
     run: str
@@ -81,9 +84,12 @@ def make_failed(
         if line.path not in known and not NO_RECEIPT.fullmatch(line.message)
     ]  # fmt: skip
     wrong = {ShardState.DEAD.value, ShardState.UNKNOWN.value}
-    return FailedReport(
-        format=FORMAT, run=report.run, items=items, shards=[view for view in report.open if view.state in wrong]
-    )
+    shards = [
+        view
+        for view in report.open
+        if view.state in wrong or (view.state == ShardState.PARTIAL.value and view.cause != Cause.PARTIAL.value)
+    ]
+    return FailedReport(format=FORMAT, run=report.run, items=items, shards=shards)
 
 
 def render_failed(report: FailedReport) -> list[str]:

@@ -49,6 +49,8 @@ def render_waiting(report: StatusReport) -> list[str]:
             continue
         numbers = render_numbers(view.shards)
         lines.append(f"{view.count} {stuck}: {view.reason} (shard{'s' if view.count > 1 else ''} {numbers})")
+        if view.remedy:
+            lines.append(f"-> {view.remedy}")
     return lines
 
 
@@ -123,9 +125,10 @@ def render_reduce(report: StatusReport) -> str:
     if report.reduce is None:
         return "not submitted" + ("; go on with `medhaul submit RUN --continue`" if report.attempt else "")
     if report.reduce.state == "PENDING":
-        return (
-            f"stuck: {report.reduce.reason}; `cancel` and `resume`" if report.reduce.stuck else "waiting for the tasks"
-        )
+        if report.reduce.stuck:
+            return f"stuck: {report.reduce.reason}; {report.reduce.remedy or '`cancel` and `resume`'}"
+        waits = report.reduce.reason in {"waiting", "waiting (for the tasks)"}  # the local scheduler gives no reason
+        return "waiting for the tasks" if waits else report.reduce.reason
     return report.reduce.reason
 
 

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
-from pipeline.records import FORMAT, Heartbeat, ManifestIndex, Receipt, RunRecord
-from pipeline.report.explain import REMEDIES, ShardState, classify_shard, explain_task
+from pipeline.records import FORMAT, Heartbeat, Job, ManifestIndex, Receipt, RunRecord
+from pipeline.report.explain import (
+    REMEDIES,
+    PastTask,
+    ShardState,
+    ShardTask,
+    WideQuestion,
+    choose_waiting_remedy,
+    classify_shard,
+    explain_task,
+    find_past,
+    may_ask,
+)
 from pipeline.report.receipts import FoundArchive, ReceiptBook, find_archives, find_problems, read_part_sizes
 from pipeline.rundir import RunDir
 from pipeline.schedulers.attempt import Attempt, Liveness, read_attempt
-from pipeline.schedulers.base import Scheduler, State, TaskStatus
+from pipeline.schedulers.base import Scheduler, State, TaskKey, TaskStatus, ended
 from pipeline.schedulers.choose import open_scheduler
 
 SIZES_SECONDS = 60.0  # how long sizes of parts are taken to hold, when all that receipts name is there
@@ -45,7 +57,8 @@ class RunningShard(msgspec.Struct, frozen=True):
 class OpenShard(msgspec.Struct, frozen=True):
     """A shard that is neither done, nor at work, nor waiting: `state` is partial, dead, unknown or not submitted.
 
-    `cause` is one of the words of `explain.Cause`, `reason` is for people, `remedy` says what to do about it.
+    `cause` is one of the words of `explain.Cause`, `reason` is for people, `remedy` says what to do about it. `job` is
+    its task in the newest attempt that took it, which is `attempt`; 0: none did.
     """
 
     shard: int
@@ -54,21 +67,26 @@ class OpenShard(msgspec.Struct, frozen=True):
     job: str
     cause: str = ""
     remedy: str = ""
+    attempt: int = 0
 
 
 class WaitingShards(msgspec.Struct, frozen=True):
-    """How many shards wait for the same reason, and the first few of them; `stuck`: until somebody does something."""
+    """How many shards wait for the same reason, and the first few of them.
+
+    `stuck`: until somebody does something; `remedy` says what.
+    """
 
     reason: str
     count: int
     shards: list[int]
     stuck: bool
+    remedy: str = ""
 
 
 class ReduceReport(msgspec.Struct, frozen=True):
     """The reduce job of the newest attempt: its scheduler state and what that means.
 
-    `stuck`: it waits for something that will not come by itself.
+    `stuck`: it waits for something that will not come by itself; `remedy` says what to do.
     """
 
     state: str
@@ -76,6 +94,7 @@ class ReduceReport(msgspec.Struct, frozen=True):
     reason: str
     job: str = ""
     stuck: bool = False
+    remedy: str = ""
 
 
 class ArchiveReport(msgspec.Struct, frozen=True):
@@ -149,6 +168,7 @@ class Collector:
         self._sizes: dict[str, int] = {}
         self._sizes_at = float("-inf")
         self._finished: list[str] = []
+        self._past: dict[tuple[int, TaskKey], TaskStatus] = {}  # of tasks of earlier attempts, when they have ended
 
     def scheduler(self, name: str) -> Scheduler:
         """The scheduler of that name, opened once."""
@@ -165,34 +185,69 @@ class Collector:
 
     def collect(self) -> tuple[StatusReport, Attempt | None]:
         """Read everything once. Raises `ConfigError` when the run itself is damaged."""
-        attempt = self.attempt()
-        self.book.refresh()
+        attempt, tasks = self._read_tasks()
+        self.book.refresh()  # after the scheduler: what ended before that has left its receipt
         self._refresh_sizes()
         # After the sizes: reduce removes parts only when their archive is there.
         archives = find_archives(self.run, self.index)
         self._finished = [name for name, archive in archives.items() if archive.state == "complete"]
         problems = self._problems()
         receipts = {shard: receipt for shard, receipt in self.book.receipts.items() if shard not in problems}
-        tasks = attempt.shard_tasks() if attempt else {}
         heartbeats = {
             shard: heartbeat
             for shard in choose_heartbeats(receipts, tasks)
             if (heartbeat := read_heartbeat(self.run, shard)) is not None
-            and attempt is not None
-            and heartbeat.attempt == attempt.plan.attempt
         }
         report = make_report(
-            self.run.path,
-            self.record,
-            self.index,
-            receipts,
-            problems,
-            attempt,
-            heartbeats,
-            archives,
+            self.run.path, self.record, self.index, receipts, problems, attempt, tasks, heartbeats, archives,
             self._clock(),
-        )
+        )  # fmt: skip
         return report, attempt
+
+    def _read_tasks(self) -> tuple[Attempt | None, dict[int, ShardTask]]:
+        """The newest attempt, and of each shard that is not done the task that explains it, by one question.
+
+        One more for each other kind of scheduler that earlier attempts went to.
+        """
+        numbers = self.run.attempts()
+        if not numbers:
+            return None, {}
+        newest = self.run.read_plan(numbers[-1])
+        if len(numbers) > 1:
+            self.book.refresh()
+        done = {shard for shard, receipt in self.book.receipts.items() if receipt.state == "complete"}
+        not_done = {entry.shard for entry in self.index.shards} - done
+        past: dict[int, PastTask] = {}
+        left: dict[str, list[Job]] = {}
+
+        def widen(jobs: Sequence[Job]) -> list[Job]:
+            taken = {newest.shards[job.offset + n] for job in jobs if job.kind == "array" for n in range(job.length)}
+            past.update(find_past(self.run, numbers[:-1], not_done - taken))
+            ids = {job.id for job in jobs}
+            for plan, job, index in past.values():
+                known = (plan.attempt, (job.id, index)) in self._past
+                if not known and may_ask(plan, newest) and job.id not in ids:
+                    ids.add(job.id)
+                    left.setdefault(plan.scheduler, []).append(job)
+            return left.pop(newest.scheduler, [])
+
+        wide = WideQuestion(self.scheduler(newest.scheduler), widen)
+        attempt = read_attempt(self.run, newest.attempt, cast("Scheduler", wide))
+        if wide.more is None:  # nothing was taken of the newest
+            wide.states([])
+        found = dict(wide.more or {})
+        for name, jobs in left.items():
+            found |= self.scheduler(name).states(jobs)
+        tasks = {shard: ShardTask(newest.attempt, *task) for shard, task in attempt.shard_tasks().items()}
+        for shard, (plan, job, index) in past.items():
+            key = (job.id, index)
+            status = self._past.get((plan.attempt, key)) or (found.get(key) if may_ask(plan, newest) else None)
+            if status is None:
+                status = TaskStatus(State.UNKNOWN, note=f"submitted to cluster {plan.cluster}")
+            if ended(status.state):
+                self._past[plan.attempt, key] = status
+            tasks[shard] = ShardTask(plan.attempt, f"{job.id}_{index}", status)
+        return attempt, tasks
 
     def _problems(self) -> dict[int, str]:
         return find_problems(self.index, self.book.receipts, self.book.damaged, self._sizes, self._finished)
@@ -205,11 +260,11 @@ class Collector:
             self._sizes_at = now
 
 
-def choose_heartbeats(receipts: Mapping[int, Receipt], tasks: Mapping[int, tuple[str, TaskStatus]]) -> list[int]:
-    """Choose the shards whose last words are worth a file open: started in this attempt, and not done. Pure."""
+def choose_heartbeats(receipts: Mapping[int, Receipt], tasks: Mapping[int, ShardTask]) -> list[int]:
+    """Choose the shards whose last words are worth a file open: they were started, and are not done. Pure."""
     return [
         shard
-        for shard, (_, status) in tasks.items()
+        for shard, (_, _, status) in tasks.items()
         if (status.state not in {State.PENDING, State.COMPLETED, State.CANCELLED} or status.restarts)
         and not (shard in receipts and receipts[shard].state == "complete")
     ]
@@ -230,22 +285,22 @@ def make_report(
     receipts: Mapping[int, Receipt],
     problems: Mapping[int, str],
     attempt: Attempt | None,
+    tasks: Mapping[int, ShardTask],
     heartbeats: Mapping[int, Heartbeat],
     archives: Mapping[str, FoundArchive],
     now: float,
 ) -> StatusReport:
     """Put together what was read: `receipts` that prove something, and of other shards the `problems`. Pure."""
-    tasks = attempt.shard_tasks() if attempt else {}
     counts: Counter[ShardState] = Counter()
     running: list[RunningShard] = []
-    waiting: dict[tuple[str, bool], list[int]] = {}
+    waiting: dict[tuple[str, bool], list[tuple[int, str]]] = {}
     left: list[OpenShard] = []
     done_bytes = reported_items = 0
     for entry in index.shards:
         shard = entry.shard
-        job, status = tasks.get(shard, ("", None))
+        number, job, status = tasks.get(shard, (0, "", None))
         receipt, heartbeat = receipts.get(shard), heartbeats.get(shard)
-        verdict = classify_shard(receipt, problems.get(shard, ""), status, heartbeat)
+        verdict = classify_shard(receipt, problems.get(shard, ""), status, heartbeat, number)
         state = verdict.state
         counts[state] += 1
         if receipt is not None:
@@ -253,15 +308,16 @@ def make_report(
         if state in {ShardState.DONE, ShardState.PARTIAL}:
             done_bytes += entry.bytes
         elif state is ShardState.RUNNING:
-            view = view_running(shard, job, entry.bytes, heartbeat, now)
+            own = heartbeat if heartbeat is not None and heartbeat.attempt == number else None
+            view = view_running(shard, job, entry.bytes, own, now)
             running.append(msgspec.structs.replace(view, note=verdict.reason))
             done_bytes += view.done_bytes
         elif status is not None and state is ShardState.WAITING:
-            waiting.setdefault((verdict.reason, status.stuck), []).append(shard)
+            waiting.setdefault((verdict.reason, status.stuck), []).append((shard, job))
         if state not in {ShardState.DONE, ShardState.RUNNING, ShardState.WAITING}:
             cause = verdict.cause
             remedy = REMEDIES[cause] if cause else ""
-            left.append(OpenShard(shard, state.value, verdict.reason, job, cause or "", remedy))
+            left.append(OpenShard(shard, state.value, verdict.reason, job, cause or "", remedy, number))
     failed = {item.number for receipt in receipts.values() for item in receipt.failed}
     rate = sum(view.rate for view in running)
     left_bytes = sum(entry.bytes for entry in index.shards) - done_bytes
@@ -287,8 +343,14 @@ def make_report(
         archives=[view_archive(archive.name, archives.get(archive.name)) for archive in index.archives],
         running=running,
         waiting=[
-            WaitingShards(reason, len(shards), shards[:NAMED_SHARDS], stuck)
-            for (reason, stuck), shards in waiting.items()
+            WaitingShards(
+                reason,
+                len(found),
+                [shard for shard, _ in found[:NAMED_SHARDS]],
+                stuck,
+                choose_waiting_remedy(reason, [job for _, job in found]) if stuck else "",
+            )
+            for (reason, stuck), found in waiting.items()
         ],
         open=left,
     )
@@ -297,7 +359,8 @@ def make_report(
 def view_reduce(attempt: Attempt, status: TaskStatus) -> ReduceReport:
     """Say how the reduce job stands. Pure."""
     job = attempt.reduce.id if attempt.reduce else ""
-    return ReduceReport(status.state.value, status.exit_code, explain_task(status), job, status.stuck)
+    remedy = choose_waiting_remedy(status.note, [job]) if status.stuck else ""
+    return ReduceReport(status.state.value, status.exit_code, explain_task(status), job, status.stuck, remedy)
 
 
 def view_archive(name: str, found: FoundArchive | None) -> ArchiveReport:

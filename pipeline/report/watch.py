@@ -85,6 +85,7 @@ def wait_for(
             if interrupts is not None and interrupts.wanted and not cancelled:
                 cancelled = True
                 note("interrupted: the tasks are told to stop and keep what is finished; Ctrl-C again to leave at once")
+                collector.run.write_cancelled(attempt.plan.attempt)
                 collector.scheduler(attempt.plan.scheduler).cancel(attempt.jobs)
             poll = collector.scheduler(attempt.plan.scheduler).poll
             if cancelled:  # somebody stands there, and the end is near

@@ -178,9 +178,7 @@ def read_attempt(run: RunDir, number: int, scheduler: Scheduler) -> Attempt:
     return read_attempts(run, [number], scheduler)[0]
 
 
-def read_attempts(
-    run: RunDir, numbers: Sequence[int], scheduler: Scheduler, *, search: bool = False
-) -> list[Attempt]:
+def read_attempts(run: RunDir, numbers: Sequence[int], scheduler: Scheduler, *, search: bool = False) -> list[Attempt]:
     """Read attempts of one scheduler, and ask it once for the states of all.
 
     Where an attempt was not submitted to its end, and with `search` always, its jobs are looked for by their names, so
@@ -216,12 +214,13 @@ def _read_jobs(
 ) -> tuple[AttemptPlan, list[Job], list[Job], bool]:
     """An attempt's plan, jobs and twins, and whether these are all."""
     plan, written = run.read_plan(number), run.read_jobs(number)
-    if any(job.kind == "reduce" for job in written) and not search:
+    whole = any(job.kind == "reduce" for job in written)
+    if whole and not search:
         return plan, written, [], True
     found = scheduler.recover(plan)
     jobs = merge_jobs(plan, written, found or [])
     ids = {job.id for job in jobs}
-    return plan, jobs, [job for job in found or [] if job.id not in ids], found is not None
+    return plan, jobs, [job for job in found or [] if job.id not in ids], whole or found is not None
 
 
 def merge_jobs(plan: AttemptPlan, written: Sequence[Job], found: Sequence[Job]) -> list[Job]:
@@ -258,6 +257,8 @@ def check_idle(run: RunDir, attempt: Attempt | None, *, assume_dead: bool = Fals
             hint=f"{hint}; {sure}",
         )
     notes = sorted({status.note for status in attempt.states.values() if status.note})
+    if not attempt.complete:
+        notes.insert(0, "the scheduler does not say what it took")
     because = f" ({'; '.join(notes[:3])})" if notes else ""
     raise UsageError(
         f"{run.path}: attempt {number:03d} may still be at work{because}",

@@ -142,14 +142,12 @@ class SlurmScheduler:
         rows = self._find_named(list(expected))
         if rows is None:
             return None
-        if len({row.name for row in rows}) < len(expected) and self._doubt_plan(plan):
-            return None
+        if not rows and not self._run.read_jobs(plan.attempt) and self._doubt_plan(plan):
+            return None  # nothing is known to have been here at all
         self._recovered, now = (set(expected), rows), self._clock()
         living = {row.job for row in rows if not ended(classify_row(row).state)}
         found = sorted({(row.job not in living, int(row.job), row.name) for row in rows})
-        return [
-            msgspec.structs.replace(expected[name], id=str(number), submitted=now) for _, number, name in found
-        ]
+        return [msgspec.structs.replace(expected[name], id=str(number), submitted=now) for _, number, name in found]
 
     def _submit(self, spec: ArraySpec | ReduceSpec, after: Sequence[str]) -> str:
         """Submit a job, once, however often sbatch must be called for it; return its id."""

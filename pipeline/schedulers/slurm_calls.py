@@ -63,7 +63,7 @@ class SlurmCalls:
         try:
             done = subprocess.run(
                 argv, env=used, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                timeout=self._seconds,
+                timeout=self._seconds, start_new_session=True,  # a Ctrl-C is for us: sbatch must end what it began
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise NoAnswerError(

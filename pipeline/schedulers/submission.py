@@ -17,9 +17,16 @@ import pipeline
 from pipeline.atomic import fsync_folder, storage_errors, write_atomic
 from pipeline.errors import InterruptedRunError, UsageError
 from pipeline.process import identify_process
-from pipeline.records import AttemptPlan, Job
+from pipeline.records import ArrayPlan, AttemptPlan, Job, Throttle
 from pipeline.rundir import RunDir, encode_record
-from pipeline.schedulers.attempt import Attempt, merge_jobs, plan_attempt, read_attempt, submitter_path
+from pipeline.schedulers.attempt import (
+    Attempt,
+    array_lanes,
+    merge_jobs,
+    plan_attempt,
+    read_attempt,
+    submitter_path,
+)
 from pipeline.schedulers.base import (
     ArraySpec,
     Bounds,
@@ -31,6 +38,7 @@ from pipeline.schedulers.base import (
     ended,
     expected_jobs,
     job_keys,
+    split_tasks,
 )
 from pipeline.settings import Config
 
@@ -166,15 +174,15 @@ def check_complete(run: RunDir, attempt: Attempt) -> None:
     if not attempt.complete:
         raise SchedulerError(
             f"{run.path}: the scheduler does not say what it took of attempt {attempt.plan.attempt:03d}",
-            hint="repeat it when the scheduler answers; until then anything might be submitted twice",
+            hint="repeat it when the scheduler answers, as the user who submitted: else something might go in twice",
         )
 
 
 def continue_attempt(run: RunDir, scheduler: Scheduler, attempt: Attempt) -> AttemptPlan:
     """Submit what is still missing of an attempt that was not submitted to its end, as `attempt` found it.
 
-    Of several that do so at the same time only one goes on. What was taken is looked up before each submission: one that
-    was given up may have got through late. Raises as `submit_attempt`.
+    Of several that do so at the same time only one goes on. What was taken is looked up before each submission, since
+    one that was given up may have got through late. Raises as `submit_attempt`.
     """
     number = attempt.plan.attempt
     _take_over(run, number, attempt.claim + 1)
@@ -218,7 +226,8 @@ def _submit_missing(
             if not is_taken(spec.name):
                 before = known[specs[array.after].name] if array.after >= 0 else None
                 after = before if before is not None and before.name not in over else None
-                known[spec.name] = scheduler.submit_array(msgspec.structs.replace(spec, after=after))
+                most = changed_throttle(plan, run.read_throttle(plan.attempt), array)
+                known[spec.name] = scheduler.submit_array(msgspec.structs.replace(spec, after=after, throttle=most))
             run.write_jobs(plan.attempt, taken())
         reduce = reduce_spec(run.path, logs, plan)
         if not is_taken(reduce.name):
@@ -231,6 +240,15 @@ def _submit_missing(
             f"{render_taken(plan, taken())}: interrupted",
             hint="go on with `medhaul submit RUN --continue`, or end it with `medhaul cancel RUN`",
         ) from None
+
+
+def changed_throttle(plan: AttemptPlan, changed: Throttle | None, array: ArrayPlan) -> int:
+    """The tasks at a time of an array that is submitted now: as planned, or its share of a smaller number. Pure."""
+    if changed is None:
+        return array.throttle
+    lane_of = dict(zip(plan.arrays, array_lanes(plan.arrays), strict=True))
+    lanes = sorted(set(lane_of.values()))
+    return min(array.throttle, split_tasks(changed.tasks, len(lanes))[lanes.index(lane_of[array])])
 
 
 def render_taken(plan: AttemptPlan, jobs: Sequence[Job]) -> str:

@@ -6,6 +6,7 @@ lacks images; names in a zip may be others at the next request, MD5s and SOPInst
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -183,13 +184,17 @@ class NbiaFetcher:
             self._store.spoil(self._key(entry.item))
             text = f"{body.file.key} with MD5 {body.file.etag}, listed before, is not in its zip any more"
             raise ItemError("checksum", text, transient=True)
+        route = f"nbia:{self._root(held.key)}"
+        # Packing compares every raw file with its SHA-256 again, so what was written while it was checked need not be
+        # read here.
+        if found.sha256 and self._store.take(held.key, found.file.md5, path):
+            return Received(path, found.file.size, found.file.md5, found.sha256, ("md5", "size"), route)
         try:
             digests = self._extract(held.path, found, path, deadline)
         except ItemError as error:
             if error.reason == "checksum":  # it was right when it was checked: it is scratch that is not
                 self._store.spoil(self._key(entry.item))
             raise
-        route = f"nbia:{self._root(held.key)}"
         return Received(path, digests.size, digests.md5, digests.sha256, ("md5", "size"), route)
 
     def release(self, entry: Entry) -> None:
@@ -237,19 +242,26 @@ class NbiaFetcher:
         if held is not None:
             return held
         try:
-            return self._store.put(key, *self._bring(key, entry.item, deadline))
+            return self._store.put(key, *self._bring(key, entry, deadline))
         except BaseException as error:
             self._store.fail(key, entry.piece, error)
             raise
 
-    def _bring(self, key: Key, item: Item, deadline: float) -> tuple[Path, list[Found]]:
+    def _bring(self, key: Key, entry: Entry, deadline: float) -> tuple[Path, list[Found]]:
         """Download and check a zip, by the first version of the API that has it whole."""
+        item = entry.item
         path = self._store.path(key, ".part")
         limit, inflated = plan_limits(item, self._store.free())
 
         def accept(path: Path) -> list[Found]:
-            with storage_errors(path), open(path, "rb", buffering=0) as file:
-                return check_series(file.fileno(), item, limit=inflated, check=lambda: self._check(deadline))
+            # Of a cut item only a piece is wanted now; and unstated bytes might be more than fit.
+            room = entry.pieces == 1 and item.bytes >= 0
+            with (
+                storage_errors(path),
+                open(path, "rb", buffering=0) as file,
+                self._store.images(key) if room else contextlib.nullcontext() as out,
+            ):
+                return check_series(file.fileno(), item, limit=inflated, check=lambda: self._check(deadline), out=out)
 
         root = self._root(key)
         errors: list[tuple[str, ItemError]] = []

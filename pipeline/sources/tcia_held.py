@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +92,28 @@ class Store:
         """Where something of a series lies; no name of a site is part of it."""
         name = hashlib.sha256(f"{key.base_url}\n{key.uid}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
         return self._folder / f"{name}{ending}"
+
+    @contextlib.contextmanager
+    def images(self, key: Key) -> Iterator[Path]:
+        """A fresh folder for a series' images, each under its MD5; it goes with the zip, or when the block fails."""
+        folder = self.path(key, ".images")
+        with storage_errors(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def take(self, key: Key, md5: str, path: Path) -> bool:
+        """Move an image to `path`; False where it is not there, since it was taken. Raises `StorageError`."""
+        with storage_errors(path):
+            try:
+                (self.path(key, ".images") / md5).rename(path)
+            except FileNotFoundError:
+                return False
+        return True
 
     def free(self) -> int:
         """Bytes that are free on scratch. Raises `StorageError`."""
@@ -202,13 +225,16 @@ class Store:
     def _drop(self, state: _State) -> None:
         held, state.held, state.spoiled = state.held, None, False
         if held is not None:
+            shutil.rmtree(self.path(held.key, ".images"), ignore_errors=True)
             with storage_errors(held.path):
                 held.path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         with storage_errors(self._folder):
             for path in self._folder.glob("*"):
-                if path.suffix != ".json":
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.suffix != ".json":
                     path.unlink(missing_ok=True)
 
 

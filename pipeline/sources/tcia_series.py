@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -50,13 +52,16 @@ class SeriesFile(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """An image of a zip that is what the site's list says."""
+    """An image of a zip that is what the site's list says; with `sha256` where its bytes were written out too."""
 
     file: SeriesFile
     member: Member
+    sha256: str = ""
 
 
-def check_series(fd: int, item: Item, *, limit: int, check: Callable[[], object] = lambda: None) -> list[Found]:
+def check_series(
+    fd: int, item: Item, *, limit: int, check: Callable[[], object] = lambda: None, out: Path | None = None
+) -> list[Found]:
     """Read a series' zip to its end; return its images in an order that depends on their content alone.
 
     Parameters
@@ -65,6 +70,9 @@ def check_series(fd: int, item: Item, *, limit: int, check: Callable[[], object]
         Most bytes of all images together, where the manifest does not state them.
     check
         Called now and then; what it raises ends this.
+    out
+        A folder for the images, each under its MD5: inflating costs more than all checks, so it is done once. Nothing
+        in it is right before this returns.
 
     Raises
     ------
@@ -82,7 +90,7 @@ def check_series(fd: int, item: Item, *, limit: int, check: Callable[[], object]
     for member in others:
         for _ in read_member(fd, member, check):
             pass
-    found = [_check_image(fd, member, rows[member.name], check) for member in images]
+    found = [_check_image(fd, member, rows[member.name], check, out) for member in images]
     return order_found(found)
 
 
@@ -191,17 +199,22 @@ def _unquote(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
 
 
-def _check_image(fd: int, member: Member, md5: str, check: Callable[[], object]) -> Found:
+def _check_image(fd: int, member: Member, md5: str, check: Callable[[], object], out: Path | None) -> Found:
     digest = hashlib.md5(usedforsecurity=False)
+    other = hashlib.sha256() if out else None
     head = b""
-    for piece in read_member(fd, member, check):
-        digest.update(piece)
-        if len(head) < HEAD:
-            head += piece[: HEAD - len(head)]
+    with open(out / md5, "wb") if out else contextlib.nullcontext() as file:
+        for piece in read_member(fd, member, check):
+            digest.update(piece)
+            if len(head) < HEAD:
+                head += piece[: HEAD - len(head)]
+            if file and other:
+                other.update(piece)
+                file.write(piece)
     if digest.hexdigest() != md5:
         text = f"{clean_text(member.name)} has MD5 {digest.hexdigest()}, {MD5_LIST} in its zip says {md5}"
         raise ItemError("checksum", text, transient=True)
-    return Found(SeriesFile(peek_instance(head), md5, member.size), member)
+    return Found(SeriesFile(peek_instance(head), md5, member.size), member, other.hexdigest() if other else "")
 
 
 def peek_instance(head: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The verified path of one body: downloaded, compared with the site's evidence, checked as DICOM or image, and named."""
+"""The verified path of one body: downloaded, compared with the site's evidence, checked as what it is, and named."""
 
 from __future__ import annotations
 

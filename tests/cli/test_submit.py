@@ -224,8 +224,9 @@ def test_run_plans_submits_and_waits(stage, monkeypatch):
         **dict.fromkeys(Plan._fields, 0) | {"run": run, "source": "idc", "release": "25", "archives": index.archives}
     )
 
-    def planned(path, echo, *, dry_run, route):
+    def planned(path, echo, *, dry_run, route, check):
         assert (path, dry_run) == (config, False)
+        check(run.path)
         return plan, run.read_config()
 
     monkeypatch.setattr(submitting, "plan_file", planned)

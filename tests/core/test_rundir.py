@@ -37,7 +37,8 @@ def plan_of(attempt: int) -> AttemptPlan:
     """Some attempt's plan."""
     return AttemptPlan(
         format=FORMAT, run="r", attempt=attempt, manifest_sha256="0" * 64, scheduler="local", created="now",
-        shards=[0, 1], tasks=1, connections=8, tag="7e", cluster="", accounting=False, arrays=[ArrayPlan(0, 2, 1)],
+        shards=[0, 1], tasks=1, connections=8, tag="7e", cluster="", accounting=False,
+        arrays=[ArrayPlan(0, 2, 1)], extra=[],
     )  # fmt: skip
 
 

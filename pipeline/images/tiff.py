@@ -1,0 +1,166 @@
+"""TIFF 6.0 and BigTIFF: directories, strips and tiles that lie within the file, as many as the size needs."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from itertools import islice, repeat
+from typing import NamedTuple
+
+from pipeline.images.header import ImageFile, ImageHeader, malformed, truncated
+from pipeline.images.xmp import MAX_PACKET, find_identities
+
+MAX_DIRECTORIES = 1000
+MAX_ENTRIES = 4096
+MAX_PIECES = 1 << 20  # strips or tiles, of all directories
+_AT_ONCE = 1 << 16
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_SUBTYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _XMP = 254, 256, 257, 258, 259, 700
+_STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR = 273, 277, 278, 279, 284
+_TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
+
+
+class Field(NamedTuple):
+    """An entry of a directory: type, number of values, and where its values lie."""
+
+    kind: int
+    values: int
+    offset: int
+
+
+class _Form(NamedTuple):
+    """How numbers and directories of a file are written."""
+
+    order: str
+    big: bool
+
+    def number(self, data: bytes) -> int:
+        return int.from_bytes(data, "little" if self.order == "<" else "big")
+
+
+def check_tiff(file: ImageFile) -> ImageHeader:
+    """Check a TIFF file. Raises `ItemError` (`truncated`, `malformed`) or OSError."""
+    head = file.read(0, min(16, file.size), "TIFF header")
+    form = _Form("<" if head[:2] == b"II" else ">", form_is_big(head))
+    if len(head) < (16 if form.big else 8):
+        raise truncated("TIFF: it ends within its header")
+    if form.big and (form.number(head[4:6]), form.number(head[6:8])) != (8, 0):
+        raise malformed("TIFF: an impossible header of a BigTIFF")
+    offset = form.number(head[8:16] if form.big else head[4:8])
+    seen: set[int] = set()
+    main: ImageHeader | None = None
+    left = MAX_PIECES
+    identities: dict[str, None] = {}
+    while offset:
+        if offset in seen:
+            raise malformed("TIFF: its directories go in a circle")
+        seen.add(offset)
+        if len(seen) > MAX_DIRECTORIES:
+            raise malformed(f"TIFF: more than {MAX_DIRECTORIES} directories")
+        fields, offset = _read_directory(file, form, offset)
+        found, pieces = _check_image(file, form, fields, left)
+        left -= pieces
+        if _XMP in fields:
+            field = fields[_XMP]
+            size = min(_SIZES[field.kind] * field.values, MAX_PACKET)
+            identities |= dict.fromkeys(find_identities(file.read(field.offset, size, "TIFF XMP")))
+        reduced = _one(file, form, fields, _SUBTYPE, 0) & 5  # a smaller version of another one, or a mask
+        if main is None or (not reduced and found.width * found.height > main.width * main.height):
+            main = found
+    if main is None:
+        raise malformed("TIFF: it has no directory")
+    return ImageHeader("tiff", main.width, main.height, tuple(identities))
+
+
+def form_is_big(head: bytes) -> bool:
+    """Whether a TIFF that begins like this is a BigTIFF."""
+    return head[2:4] in {b"+\0", b"\0+"}
+
+
+def _read_directory(file: ImageFile, form: _Form, offset: int) -> tuple[dict[int, Field], int]:
+    """The entries of a directory by tag, and where the next one lies, 0 for none."""
+    number, entry, word = (8, 20, 8) if form.big else (2, 12, 4)
+    count = form.number(file.read(offset, number, "TIFF directory"))
+    if not 0 < count <= MAX_ENTRIES:
+        raise malformed(f"TIFF: a directory of {count} entries at byte {offset}")
+    data = file.read(offset + number, count * entry + word, "TIFF directory")
+    fields: dict[int, Field] = {}
+    for at in range(0, count * entry, entry):
+        tag, kind = form.number(data[at : at + 2]), form.number(data[at + 2 : at + 4])
+        values = form.number(data[at + 4 : at + 4 + word])
+        size = _SIZES.get(kind, 0) * values
+        if size <= word:
+            place = offset + number + at + 4 + word
+        else:
+            place = form.number(data[at + 4 + word : at + entry])
+            if place + size > file.size:
+                raise truncated(f"TIFF: values of tag {tag} end at byte {place + size} of {file.size}")
+        if kind in _SIZES and tag not in fields:
+            fields[tag] = Field(kind, values, place)
+    return fields, form.number(data[count * entry :])
+
+
+def _numbers(file: ImageFile, form: _Form, field: Field) -> Iterator[int]:
+    """Unsigned values of a field, read piece by piece."""
+    code = _CODES.get(field.kind)
+    if code is None:
+        raise malformed(f"TIFF: numbers of type {field.kind}")
+    size = _SIZES[field.kind]
+    for first in range(0, field.values, _AT_ONCE):
+        count = min(_AT_ONCE, field.values - first)
+        data = file.read(field.offset + first * size, count * size, "TIFF values")
+        yield from struct.unpack(f"{form.order}{count}{code}", data)
+
+
+def _one(file: ImageFile, form: _Form, fields: dict[int, Field], tag: int, default: int) -> int:
+    """The first value of a field, or what stands for one that is not there."""
+    field = fields.get(tag)
+    return default if field is None or not field.values else next(_numbers(file, form, field))
+
+
+def _check_image(file: ImageFile, form: _Form, fields: dict[int, Field], most: int) -> tuple[ImageHeader, int]:
+    """Check one directory's image: all its strips or tiles, `most` of them, are there. With their number."""
+
+    def one(tag: int, default: int = 0) -> int:
+        return _one(file, form, fields, tag, default)
+
+    width, height = one(_WIDTH), one(_HEIGHT)
+    if not width or not height:
+        raise malformed(f"TIFF: {width} x {height} pixels")
+    samples = one(_SAMPLES, 1)
+    planes = samples if one(_PLANAR, 1) == 2 else 1
+    if not samples:
+        raise malformed("TIFF: pixels of no samples")
+    tiled = _TILES in fields
+    if tiled:
+        across, down = one(_TILE_WIDTH), one(_TILE_HEIGHT)
+        if not across or not down:
+            raise malformed("TIFF: tiles without a size")
+        due = -(-width // across) * -(-height // down) * planes
+    else:
+        across, down = width, min(one(_ROWS, height) or height, height)
+        due = -(-height // down) * planes
+    offsets, counts = (fields.get(tag) for tag in ((_TILES, _TILE_BYTES) if tiled else (_STRIPS, _STRIP_BYTES)))
+    if offsets is None or (counts is None and (tiled or due > 1)):
+        raise malformed("TIFF: it does not say where its pixels are")
+    if due > most:
+        raise malformed(f"TIFF: {due:,} strips or tiles for {width} x {height} pixels")
+    if offsets.values < due or (counts is not None and counts.values < due):
+        raise malformed(f"TIFF: {offsets.values} strips or tiles where {due} are due")
+    sizes = _numbers(file, form, counts) if counts is not None else repeat(0)
+    held = 0
+    for place, size in zip(islice(_numbers(file, form, offsets), due), sizes, strict=False):
+        if place + size > file.size:
+            raise truncated(f"TIFF: a strip or tile ends at byte {place + size} of {file.size}")
+        if not place and size:
+            raise malformed("TIFF: a strip or tile at byte 0")
+        held += size
+    bits = one(_BITS, 1)
+    if one(_COMPRESSION, 1) == 1 and not tiled and counts is not None:
+        row = -(-width * bits * (1 if planes > 1 else samples) // 8)
+        if held < row * height * planes:
+            raise truncated(f"TIFF: {held} bytes of pixels for {width} x {height} uncompressed ones")
+    elif not held and counts is not None:
+        raise truncated("TIFF: it has no pixels")
+    return ImageHeader("tiff", width, height), due

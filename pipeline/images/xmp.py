@@ -1,0 +1,28 @@
+"""Which image an XMP packet says that it belongs to. Pure.
+
+The ISIC Archive writes an image's id as dc:title and plus:ImageSupplierImageID (XMP 1.0, PLUS LDF). Packets may come
+from anybody: they are searched with bounded patterns, and never parsed as XML, which may define what expands.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_PACKET = 1 << 20  # bytes that are looked at
+_ID = rb"(ISIC_[0-9]{7,12})(?![0-9])"
+_PATTERNS = (
+    # As an attribute or a simple element, whatever the prefix of the namespace.
+    re.compile(rb"ImageSupplierImageID\s{0,16}=\s{0,16}[\"']\s{0,16}" + _ID),
+    re.compile(rb"ImageSupplierImageID[^<>]{0,256}>\s{0,256}" + _ID),
+    # A language alternative: title, Alt, li.
+    re.compile(rb"[:<]title[^<>]{0,256}>\s{0,256}(?:<[^<>]{0,256}>\s{0,256}){0,2}" + _ID),
+)
+
+
+def find_identities(packet: bytes) -> tuple[str, ...]:
+    """ISIC ids in the places of a packet that name the image; each once, in order of their places."""
+    head = packet[:MAX_PACKET]
+    if b"ISIC_" not in head:
+        return ()
+    found = {match.start(1): match[1].decode("ascii") for pattern in _PATTERNS for match in pattern.finditer(head)}
+    return tuple(dict.fromkeys(found[place] for place in sorted(found)))
