@@ -146,7 +146,7 @@ class TciaPlanSource:
                 location, count, total = IdcLocation(bucket, uuid), files, size
             else:
                 location = self._nbia(urls, row["collection"] or "")
-                count, total = _stated(row["ImageCount"]), _stated(row["FileSize"])
+                count, total = _stated(row["ImageCount"], MOST_IMAGES), _stated(row["FileSize"], MOST_BYTES)
             meta = [*values, parse_doi(row["DataDescriptionURI"]), way, reason, uuid if way == "idc" else None]
             yield Selected(
                 group,
@@ -176,7 +176,7 @@ class TciaPlanSource:
             texts=texts,
         )
         for number, name, count, size, files, total, in_idc, not_nbia, *values in self._table.stream(sql):
-            nbia = None if not_nbia else Stated(_stated(count), _stated(size))
+            nbia = None if not_nbia else Stated(_stated(count, MOST_IMAGES), _stated(size, MOST_BYTES))
             choice = choose_route(self._route, nbia, Stated(files, total) if in_idc else None)
             if choice is None:
                 self._lacking.append(values[-1])
@@ -275,6 +275,10 @@ class TciaPlanSource:
         return notes + self._finder.notes
 
 
+# More than any series has; such a number would be cut into pieces without end.
+MOST_IMAGES, MOST_BYTES = 1_000_000, 1 << 40
+
+
 def make_client(source: SourceTcia, cache_dir: Path | None = None) -> TciaClient:
     """A client as a config wants it.
 
@@ -288,6 +292,7 @@ def make_client(source: SourceTcia, cache_dir: Path | None = None) -> TciaClient
         nlst_url=source.base_url if own else source.nlst_base_url,
         credentials=find_credentials(Path(source.credentials) if source.credentials else None),
         cache_dir=cache_dir,
+        refresh=True,  # a plan from yesterday's answers would leave out what came since; they are few
     )
 
 
@@ -312,5 +317,6 @@ def find_citation(description: str, doi: str) -> str:
     return ""
 
 
-def _stated(number: int | None) -> int:
-    return -1 if number is None else number
+def _stated(number: int | None, most: int) -> int:
+    """A number as the site states it; -1 for none, for 0, which no series has, and for what no series can have."""
+    return number if number is not None and 0 < number <= most else -1

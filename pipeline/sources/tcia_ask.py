@@ -108,14 +108,14 @@ class Question:
 
     def ask_host(self, root: str, name: str, params: Mapping[str, Parameter]) -> Any:
         """The answer of one host, by the first version that has one; else as `ask`."""
-        failure: BadAnswerError | None = None
+        failure: BadAnswerError | RefusedCallError | None = None
         calls = [call for version in self._versions if (call := plan_call(name, version, params))]
         if not calls:
             raise UsageError(f"{name} is not in {' or '.join(self._versions)} of the API", hint="allow another version")
         for call in calls:
             try:
                 found = self._api.ask(root, call, self._end)
-            except BadAnswerError as error:
+            except (BadAnswerError, RefusedCallError) as error:  # one version may refuse what another one answers
                 failure = failure or error
                 continue
             if found:

@@ -10,7 +10,7 @@ import csv
 import io
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
@@ -240,7 +240,7 @@ def _explain_columns(path: Path, cells: list[str], names: list[str]) -> ConfigEr
 
 def _read_cells(lines: _Lines, path: Path, delimiter: str, column: int, notes: list[str]) -> Iterator[str]:
     """UIDs of a table's column, or (-1) of a list in which every cell is one."""
-    rows = csv.reader((line for line in lines if _says_something(line)), delimiter=delimiter, strict=True)
+    rows = csv.reader(_skip_comments(lines, headed=column >= 0), delimiter=delimiter, strict=True)
     headed, blank = column < 0, 0
     while (row := _guard(path, lambda: lines.number, lambda: next(rows, None))) is not None:
         if not headed:
@@ -258,6 +258,15 @@ def _read_cells(lines: _Lines, path: Path, delimiter: str, column: int, notes: l
                 yield _check_uid(cell, path, lines.number)
     if blank:
         notes.append(f"{path}: {blank:,} rows have no SeriesInstanceUID and are left out")
+
+
+def _skip_comments(lines: Iterable[str], *, headed: bool) -> Iterator[str]:
+    """Lines that say something; of a table with a header all that are not blank, for cells may begin as comments do."""
+    begun = False
+    for line in lines:
+        if _says_something(line) or (begun and headed and line.strip()):
+            begun = True
+            yield line
 
 
 def _guard(path: Path, number: Callable[[], int], work: Callable[[], T]) -> T:

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.settings import SelectTcia
 from pipeline.sources.duck import compose, quote_name
 from pipeline.sources.idc_select import Condition, fold_name
+from pipeline.sources.tcia_ask import is_nlst
 from pipeline.sources.tcia_client import BATCH, TciaClient
 from pipeline.sources.tcia_inputs import SeriesList
 from pipeline.sources.tcia_rows import Series
@@ -142,7 +143,10 @@ class Finder:
         if wanted.series or wanted.cart or self._listed is not None:
             self._find_listed()
         elif wanted.collections:
-            for name in choose_values("collections", wanted.collections, self._collections(), "among TCIA's"):
+            known = self._collections()
+            if not any(is_nlst(name) for name in known):  # its host did not answer: that is told by asking it
+                known = [*known, *(name for name in wanted.collections if is_nlst(name))]
+            for name in choose_values("collections", wanted.collections, known, "among TCIA's"):
                 self._table.add_series(self._client.series(collection=name))
         else:
             self._find_one_by_one()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from haul import SECONDS, run_medhaul, start_medhaul
+from haul import SECONDS, file_sha256, run_medhaul, start_medhaul
 from tcia_kit import (
     ALL,
     IMPATIENT,
@@ -28,7 +28,13 @@ from pipeline.demo.faults import Fault, FaultKind
 from pipeline.demo.index import write_index
 from pipeline.demo.nbia import NbiaSite
 from pipeline.demo.nbia_data import NAMES, ONLY_NBIA, NbiaDemo, build_nbia
+from pipeline.model import Entry, Item, NbiaLocation
 from pipeline.rundir import RunDir
+from pipeline.settings import SourceTcia
+from pipeline.sources.tcia_fetch import NbiaFetcher
+from pipeline.sources.verified import fetch_verified
+from pipeline.transport.client import Transport
+from pipeline.transport.pool import ConnectionPool
 
 # What comes of each switch of NBIA that stays on, when it is on for one series by every call; empty: it is archived.
 LASTING: dict[FaultKind, str] = {
@@ -307,6 +313,27 @@ def test_what_other_clients_get_wrong(folder: Path, demo: NbiaDemo, site: NbiaSi
     haul.check_contents()
     assert not list(haul.run.archives.glob("*.failed.csv"))
     assert haul.sums() == TciaHaul(folder / "calm", demo, site, route="nbia").all()
+
+
+def test_images_that_are_gone_come_from_the_zip(tmp_path: Path, demo: NbiaDemo, site: NbiaSite) -> None:
+    """What a check wrote out is handed out by moving it; what is not there any more is inflated again, the same."""
+    series = next(one for one in demo.archive.series if one.uid == demo.named["acquisitions"])
+    item = Item(series.uid, "x", len(series.files), series.size, NbiaLocation(site.url + SERVICES), "")
+    entry, end = Entry(0, 0, 0, 1, item), time.monotonic() + SECONDS
+    with ConnectionPool(2, environ={}) as pool:
+        fetcher = NbiaFetcher(SourceTcia(), Transport(pool), tmp_path / "sources", entries=[entry])
+        bodies = fetcher.list_bodies(entry, end)
+        images = next((tmp_path / "sources").glob("*.images"))
+        assert {path.name for path in images.iterdir()} == {file.md5 for file in series.files}
+        files = [fetch_verified(fetcher, bodies[0], tmp_path / "0", end).file]
+        shutil.rmtree(images)
+        files += [fetch_verified(fetcher, body, tmp_path / str(n), end).file for n, body in enumerate(bodies[1:], 1)]
+        fetcher.release(entry)
+        assert not [path for path in (tmp_path / "sources").iterdir() if path.suffix != ".json"]
+        fetcher.close()
+    expected = {(file.sop_instance_uid, file.sha256) for file in series.files}
+    assert {(Path(file.name).stem, file.sha256) for file in files} == expected
+    assert {(Path(file.name).stem, file_sha256(Path(file.local))) for file in files} == expected
 
 
 # -- as a user ---------------------------------------------------------------------------------------------------------

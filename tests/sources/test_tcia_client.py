@@ -307,7 +307,7 @@ def test_nlst_has_a_host_of_its_own(site: Site) -> None:
             assert tcia.series("nlst")[0].collection == "NLST"
             assert site.asked == []
             assert tcia.series(series="1.2.3")[0].collection == "NLST"
-            assert site.paths() == ["/v4/getSeries"]
+            assert site.paths() == ["/v4/getSeries", "/v1/getSeries"]
             assert tcia.collections() == ["NLST", "Other", "X"]
             assert (tcia.base_url_for("NLST"), tcia.base_url_for("X")) == (nlst.root, site.root)
             nlst.on("/v4/getSeries", answer(400, b"nor here"))

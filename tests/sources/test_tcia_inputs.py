@@ -217,3 +217,10 @@ def test_any_bytes_are_a_list_or_a_config_error(
     with contextlib.suppress(ConfigError):
         for name in read_series_list(path):
             assert set(name) <= set("0123456789.abcdef-")
+
+
+def test_cells_may_begin_as_comments_do(tmp_path: Path) -> None:
+    """A row of a table counts, whatever its first cell begins with; comments before the header are still skipped."""
+    path = tmp_path / "list.csv"
+    path.write_text("# made by hand\nSeriesDescription,SeriesInstanceUID\n#1 axial,1.2.1\nlung,1.2.2\n# 3,1.2.3\n")
+    assert list(read_series_list(path)) == ["1.2.1", "1.2.2", "1.2.3"]

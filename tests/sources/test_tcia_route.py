@@ -91,6 +91,7 @@ def test_a_licence_is_read_however_its_bytes_come(step: int, text: str) -> None:
         make_zip(("LICENSE", b"text" * 50))[:37] + b"\xff" * 50,
         b"PK\x03\x04" + b"\xff" * 200_000,
     ],
+    ids=["page", "images", "nothing", "bomb", "lying", "broken", "garbage"],  # zips hold the time: no names for tests
 )
 def test_what_is_no_licence_is_refused(data: bytes) -> None:
     """Pages, zips of images, empty zips, bombs and broken ones are an error, not a text."""
