@@ -63,6 +63,8 @@ from pipeline.settings import Config
 logger = logging.getLogger("medhaul.slurm")
 TRIES = 4  # of an sbatch that was not answered, or not now
 WAIT_SECONDS = 4.0
+EARLIER_JOBS = 200  # of earlier attempts, asked about in the same question
+FRESH_SECONDS = 2.0  # how long an answer of squeue serves further questions
 GONE_SECONDS = 600.0  # a job that neither queue nor accounting knows, and that is older than this, has ended
 NO_SUCH_JOB = re.compile("invalid job id specified", re.IGNORECASE)
 HAS_ENDED = re.compile("invalid job id specified|already complet", re.IGNORECASE)  # what scancel says of such a job
@@ -102,7 +104,7 @@ class SlurmScheduler:
         self._booked = False  # whether accounting answered
         self._cluster = ""
         self._doubts: dict[str, str] = {}
-        self._recovered: tuple[set[str], list[Row]] | None = None
+        self._recovered: tuple[float, set[str], list[Row]] | None = None
 
     # -- submitting ----------------------------------------------------------------------------------------------
 
@@ -139,12 +141,16 @@ class SlurmScheduler:
 
     def recover(self, plan: AttemptPlan) -> list[Job] | None:
         expected = {job.name: job for job in expected_jobs(plan)}
-        rows = self._find_named(list(expected))
-        if rows is None:
+        earlier = [job.name for n in self._run.attempts() if n != plan.attempt for job in self._run.read_jobs(n)]
+        asked = [*expected, *earlier[-EARLIER_JOBS:]]  # of them status may ask next, and one question is enough
+        everything = self._find_named(asked)
+        if everything is None:
             return None
-        if not rows and not self._run.read_jobs(plan.attempt) and self._doubt_plan(plan):
+        rows = [row for row in everything if row.name in expected]
+        if not everything and not self._run.read_jobs(plan.attempt) and self._doubt_plan(plan):
             return None  # nothing is known to have been here at all
-        self._recovered, now = (set(expected), rows), self._clock()
+        now = self._clock()
+        self._recovered = (now, set(asked), everything)
         living = {row.job for row in rows if not ended(classify_row(row).state)}
         found = sorted({(row.job not in living, int(row.job), row.name) for row in rows})
         return [msgspec.structs.replace(expected[name], id=str(number), submitted=now) for _, number, name in found]
@@ -288,9 +294,10 @@ class SlurmScheduler:
 
     def _queue_rows(self, jobs: Sequence[Job]) -> tuple[str, list[Row]]:
         """What squeue says of jobs, and why it says nothing; what `recover` has just read is not asked for again."""
-        known, self._recovered = self._recovered, None
-        if known is not None and {job.name for job in jobs} <= known[0]:
-            return "", known[1]
+        known = self._recovered
+        if known is not None and self._clock() - known[0] < FRESH_SECONDS and {job.name for job in jobs} <= known[1]:
+            wanted = {job.name for job in jobs}
+            return "", [row for row in known[2] if row.name in wanted]
         ids = {job.id for job in jobs}
         try:
             answer = self._squeue(f"--jobs={','.join(sorted(ids, key=int))}")

@@ -97,6 +97,17 @@ def half(demo: NbiaDemo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def undisturbed_half(demo: NbiaDemo, half: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """SHA-256 of each archive of a mixed haul that nothing disturbed."""
+    with NbiaSite(demo.archive, demo.idc.store()) as calm, pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("calm")
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        haul = TciaHaul(folder / "haul", demo, calm)
+        haul.settings["sources.idc"]["index"] = str(half)
+        return haul.all()
+
+
 # -- either route ------------------------------------------------------------------------------------------------------
 
 
@@ -107,11 +118,12 @@ def test_either_route_makes_the_same_archive(cut_bytes: str, folder: Path, demo:
     The files of an item that is cut over frames lie in the order of the site's listing, and the sites list by other
     keys; there alone the archives differ.
     """
-    select = {"collections": list(NAMES.values()), "series": sorted(demo.places.both)}
+    collections = list(NAMES.values()) if cut_bytes == "10 MB" else [NAMES["demo_mixed"]]
+    select = {"collections": collections, "series": sorted(demo.places.both)}
     made: dict[str, TciaHaul] = {}
     for route in ("idc", "nbia"):
         haul = made[route] = TciaHaul(
-            folder / route, demo, site, route=route, select=select, archive={"cut_bytes": cut_bytes}, shards=2
+            folder / route, demo, site, route=route, select=select, archive={"cut_bytes": cut_bytes}
         )
         haul.all()
         haul.check_contents()
@@ -119,7 +131,7 @@ def test_either_route_makes_the_same_archive(cut_bytes: str, folder: Path, demo:
         seen = {line.route.split(":")[0] for line in haul.lines() if isinstance(line, FileLine)}
         assert seen == {route}
     idc, nbia = made["idc"], made["nbia"]
-    assert len(idc.archives()) == 3
+    assert len(idc.archives()) == len(collections)
     assert sorted(idc.members()) == sorted(nbia.members())
     if cut_bytes == "10 MB":
         assert idc.sums() == nbia.sums()
@@ -127,6 +139,7 @@ def test_either_route_makes_the_same_archive(cut_bytes: str, folder: Path, demo:
     for one, other in zip(idc.archives(), nbia.archives(), strict=True):
         members, others = read_members(one), read_members(other)
         moved = [a for a, b in zip(members, others, strict=True) if a != b and not a.startswith(".medhaul/")]
+        assert moved  # or the data show nothing
         series = {Path(path).parent.name.partition("_")[2] for path in moved}
         assert all(each.size > 1_000_000 for each in demo.archive.series if each.uid in series)
 
@@ -149,7 +162,7 @@ def test_sizes_that_nobody_states(folder: Path, cache: Path, demo: NbiaDemo, sit
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_lasting_chaos_fails_items_with_reasons(
-    seed: int, folder: Path, demo: NbiaDemo, half: Path, site: NbiaSite
+    seed: int, folder: Path, demo: NbiaDemo, half: Path, site: NbiaSite, undisturbed_half: dict[str, str]
 ) -> None:
     """A fifth of all zips, objects and listings fail for good: the rest is right, and later all is made good."""
     haul = TciaHaul(folder / "run", demo, site, shards=3, task=IMPATIENT)
@@ -169,19 +182,16 @@ def test_lasting_chaos_fails_items_with_reasons(
     resumed = haul.resume()
     assert resumed.code == 0, resumed.err
     haul.check_contents()
-    calm = TciaHaul(folder / "calm", demo, site, shards=1)
-    calm.settings["sources.idc"]["index"] = str(half)
-    assert haul.sums() == calm.all()
+    assert haul.sums() == undisturbed_half
     assert haul.leftovers() == []
 
 
-@pytest.mark.parametrize("seed", [3, 4])
-def test_passing_chaos_is_got_over(seed: int, folder: Path, demo: NbiaDemo, half: Path, site: NbiaSite) -> None:
+def test_passing_chaos_is_got_over(folder: Path, demo: NbiaDemo, half: Path, site: NbiaSite) -> None:
     """The same faults, each once: whatever does not pass by asking again fails with a reason, and nothing is wrong."""
     haul = TciaHaul(folder, demo, site, shards=3, task={"min_rate": "150 kB"})
     haul.settings["sources.idc"]["index"] = str(half)
     haul.plan()
-    sprinkle_all(site, 0.2, seed, times=1)
+    sprinkle_all(site, 0.2, 3, times=1)
     haul.tasks()
     assert set(haul.failures().values()) <= {"forbidden", "withdrawn", "count", "checksum"}
     assert sum(site.faults.struck.values()) > 5

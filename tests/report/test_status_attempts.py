@@ -85,7 +85,7 @@ def test_causes_outlive_an_attempt_that_was_refused(stage):
     stage.slurm.set(max_submit_jobs=0)
     assert stage.medhaul("resume", run.path).returncode == 69
     report, calls = report_of(stage, run)
-    assert calls <= 3
+    assert calls <= 2
     assert causes_of(report) == {0: Cause.FAILED, 1: Cause.STORAGE}
     assert {view.attempt for view in report.open} == {1}
     assert "exit 73" in stage.call(failed, run.path, "--logs").stdout

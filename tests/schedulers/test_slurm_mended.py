@@ -327,7 +327,7 @@ def test_cancel_stops_earlier_attempts(stage):
     assert all(run.is_cancelled(number) for number in (1, 2, 3))
     stage.slurm.reset_calls()
     assert "nothing is at work" in stage.call(cancel, run.path).stdout
-    assert stage.counted() == {"squeue": 2}
+    assert stage.counted() == {"squeue": 1}
 
 
 # -- another cluster --------------------------------------------------------------------------------------------------
