@@ -121,6 +121,11 @@ class AttemptPlan(msgspec.Struct, frozen=True, kw_only=True):
     extra: list[str]
 
 
+def render_life(array: str, index: int, restarts: int) -> str:
+    """Name a life of an array task: `A_a`, with `.L` behind it for life L after the first. Pure."""
+    return f"{array}_{index}" + (f".{restarts}" if restarts else "")
+
+
 class Throttle(msgspec.Struct, frozen=True):
     """`attempts/NNN/throttle.json`: how many tasks may run at a time, as changed while the attempt was at work.
 

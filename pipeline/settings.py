@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import msgspec
@@ -250,6 +251,10 @@ class Slurm(Table, frozen=True):
     poll: Duration = Duration(60)
     settle: Duration = Duration(60)
     reduce: SlurmReduce = SlurmReduce()
+
+    def lead(self) -> int:
+        """Seconds ahead of the time limit for the early signal: at most half the limit, so that work gets done."""
+        return math.ceil(min(self.signal_lead, self.time / 2) if self.time else self.signal_lead)
 
 
 class Config(Table, frozen=True):

@@ -25,8 +25,6 @@ from pipeline.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pipeline.records import AttemptPlan, Receipt, Throttle
     from pipeline.rundir import RunDir
     from pipeline.settings import Config
@@ -53,40 +51,31 @@ def task(run: Path, shard: int | None, attempt: int | None, index: int | None) -
     and SIGTERM end it in order, with exit code 75.
     """
     from pipeline.rundir import RunDir
+    from pipeline.task.shard import describe_life
 
     run_dir = RunDir.open(run)
-    connections, queue_again = 0, False
+    life = describe_life(attempt or 0, os.environ)
+    connections, on_slurm = 0, False
     if attempt is not None and index is not None and shard is None:
         plan = run_dir.read_plan(attempt)
         if index >= len(plan.shards):
             raise UsageError(f"attempt {attempt} has {len(plan.shards)} tasks, there is no index {index}")
         shard = plan.shards[index]
-        connections = choose_connections(plan, run_dir.read_throttle(attempt), name_life(os.environ))
-        queue_again = plan.scheduler == "slurm"
+        connections = choose_connections(plan, run_dir.read_throttle(attempt), life.job)
+        on_slurm = plan.scheduler == "slurm"
     elif shard is None or attempt is not None or index is not None:
         raise UsageError("give either --shard, or --attempt and --index", hint="medhaul task RUN --shard K")
     try:
-        receipt = do_shard(run_dir, shard, attempt or 0, connections)
+        receipt = do_shard(run_dir, shard, life, connections, on_slurm=on_slurm)
     except TimeLimitError as error:
-        if queue_again and attempt is not None:
-            requeue(run_dir, attempt, error)
+        if on_slurm:
+            requeue(run_dir, life.attempt, error)
         raise
     if receipt.failed:
         raise ItemsFailedError(
             f"shard {shard}: {len(receipt.failed)} of {receipt.entries} items failed",
             hint=f"medhaul failed {run_dir.path}",
         )
-
-
-def name_life(environ: Mapping[str, str]) -> str:
-    """The name of this life of an array task, as in `Throttle.held`; empty outside an array."""
-    array, index = environ.get("SLURM_ARRAY_JOB_ID", ""), environ.get("SLURM_ARRAY_TASK_ID", "")
-    return render_life(array, int(index), int(environ.get("SLURM_RESTART_COUNT") or 0)) if array and index else ""
-
-
-def render_life(array: str, index: int, restarts: int) -> str:
-    """Name a life of an array task: `A_a`, with `.L` behind it for life L after the first. Pure."""
-    return f"{array}_{index}" + (f".{restarts}" if restarts else "")
 
 
 def choose_connections(plan: AttemptPlan, changed: Throttle | None, life: str) -> int:
@@ -110,18 +99,16 @@ def requeue(run_dir: RunDir, attempt: int, error: TimeLimitError) -> None:
     logger.info("%s", requeue_self(os.environ, run_dir.read_config().slurm.requeue))
 
 
-def do_shard(run_dir: RunDir, shard: int, attempt: int, connections: int) -> Receipt:
+def do_shard(run_dir: RunDir, shard: int, life: Life, connections: int, *, on_slurm: bool = False) -> Receipt:
     """Set up signals, logs and scratch, and do the shard. Raises `MedhaulError`."""
     from pipeline.process import signal_handlers
-    from pipeline.schedulers.slurm_jobs import signal_lead
-    from pipeline.task.shard import Stop, describe_life
+    from pipeline.task.shard import Stop
 
     config = run_dir.read_config()
-    life = describe_life(attempt, os.environ)
     stop = Stop()
-
-    # Half of the warning's lead, so that there is time left for what must be done after the frames in hand.
-    grace = GRACE | {signal.SIGUSR1: min(GRACE[signal.SIGUSR1], signal_lead(config.slurm) / 2)}
+    grace = dict(GRACE)
+    if on_slurm:  # half of the warning's lead: time must be left for what comes after the frames in hand
+        grace[signal.SIGUSR1] = min(GRACE[signal.SIGUSR1], config.slurm.lead() / 2)
 
     def on_signal(number: int, _: object) -> None:
         known = signal.Signals(number)

@@ -354,6 +354,8 @@ class SlurmScheduler:
             doubt = "neither queue nor accounting of this cluster knows it: was it submitted on another?"
         else:
             doubt = self._doubt_plan(self._run.read_plan(attempt))
+            if not self._cluster:  # the controller did not answer: that may pass
+                return doubt
         self._doubts[job.id] = doubt
         return doubt
 

@@ -36,11 +36,10 @@ class NoAnswerError(SchedulerError):
 
 
 class SlurmCalls:
-    """Runs Slurm's commands, and counts them."""
+    """Runs Slurm's commands."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ, *, seconds: float = SECONDS) -> None:
         self.environ = slurm_environment(environ)
-        self.count = 0
         self._seconds = seconds
 
     def __call__(self, *argv: str, environ: Mapping[str, str] | None = None, cwd: str | None = None) -> Answer:
@@ -58,7 +57,6 @@ class SlurmCalls:
         SchedulerError
             When it is not there.
         """
-        self.count += 1
         used = dict(self.environ if environ is None else environ)
         try:
             done = subprocess.run(

@@ -10,7 +10,7 @@ import msgspec
 
 from pipeline.errors import ConfigError
 from pipeline.schedulers.base import ATTEMPT, ENV, HOME, OFFSET, RUN, ArraySpec, ReduceSpec
-from pipeline.settings import Config, Slurm
+from pipeline.settings import Config
 from pipeline.units import render_size
 
 CPUS = 2
@@ -72,7 +72,7 @@ def sbatch_arguments(
     logs = escape_pattern(str(spec.logs))
     if isinstance(spec, ArraySpec):
         made += [f"--array=0-{spec.length - 1}%{spec.throttle}", f"--output={logs}/%A_%a.log"]
-        made.append(f"--signal=B:USR1@{signal_lead(slurm)}")
+        made.append(f"--signal=B:USR1@{slurm.lead()}")
     else:
         made.append(f"--output={logs}/reduce.log")
     if after:
@@ -100,12 +100,6 @@ def resource_options(config: Config, *, reduce: bool) -> list[str]:
     if reduce:  # one mail a run, not one a task
         made += [f"--mail-{name}={table[f'mail_{name}']}" for name in ("user", "type") if table[f"mail_{name}"]]
     return [*made, *table["extra"]]
-
-
-def signal_lead(slurm: Slurm) -> int:
-    """Seconds ahead of the time limit for the early signal: at most half the limit, so that there is time to work."""
-    lead = min(slurm.signal_lead, slurm.time / 2) if slurm.time else slurm.signal_lead
-    return math.ceil(lead)
 
 
 def render_time(seconds: float) -> str:

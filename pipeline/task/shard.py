@@ -17,7 +17,7 @@ from pipeline import __version__
 from pipeline.errors import ConfigError, InterruptedRunError, SiteUnavailableError, StorageError, TimeLimitError
 from pipeline.manifest import Manifest
 from pipeline.model import Entry
-from pipeline.records import FORMAT, Heartbeat, Receipt
+from pipeline.records import FORMAT, Heartbeat, Receipt, render_life
 from pipeline.rundir import RunDir
 from pipeline.settings import Config
 from pipeline.sources.base import Fetcher
@@ -50,9 +50,11 @@ class Life(NamedTuple):
 def describe_life(attempt: int, environ: Mapping[str, str]) -> Life:
     """Read this life's identity from the scheduler's variables."""
     array, task = environ.get("SLURM_ARRAY_JOB_ID", ""), environ.get("SLURM_ARRAY_TASK_ID", "")
-    job = f"{array}_{task}" if array and task else environ.get("SLURM_JOB_ID", f"pid-{os.getpid()}")
-    if restarts := environ.get("SLURM_RESTART_COUNT", ""):
-        job += f".{restarts}"
+    restarts = int(environ.get("SLURM_RESTART_COUNT") or 0)
+    if array and task:
+        job = render_life(array, int(task), restarts)
+    else:
+        job = environ.get("SLURM_JOB_ID", f"pid-{os.getpid()}") + (f".{restarts}" if restarts else "")
     return Life(attempt, job, environ.get("SLURMD_NODENAME") or socket.gethostname(), time.time())
 
 

@@ -26,7 +26,6 @@ from pipeline.schedulers.slurm_jobs import (
     refusal_hint,
     render_time,
     sbatch_arguments,
-    signal_lead,
 )
 from pipeline.schedulers.submission import array_specs
 from pipeline.settings import Config, Limits
@@ -187,9 +186,9 @@ def test_time_limit_is_never_less_than_asked_for(seconds):
 
 def test_signal_lead_leaves_time_to_work():
     """The early signal comes as asked, but never before half of the time limit is over."""
-    assert signal_lead(config_of().slurm) == 180
-    assert signal_lead(config_of(slurm={"time": "4 h"}).slurm) == 180
-    assert signal_lead(config_of(slurm={"time": "5 min"}).slurm) == 150
+    assert config_of().slurm.lead() == 180
+    assert config_of(slurm={"time": "4 h"}).slurm.lead() == 180
+    assert config_of(slurm={"time": "5 min"}).slurm.lead() == 150
 
 
 # -- environment ------------------------------------------------------------------------------------------------------

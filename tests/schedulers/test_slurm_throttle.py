@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from pipeline.cli.submit import submit
 from pipeline.cli.task import choose_connections
-from pipeline.cli.throttle import choose_share, largest_load, throttle
+from pipeline.cli.throttle import throttle
 from pipeline.errors import UsageError
 from pipeline.records import Throttle
 from pipeline.schedulers.base import SchedulerError, split_tasks
+from pipeline.schedulers.throttling import choose_share, largest_load
 from tests.schedulers.fake_run import wait_until
 from tests.schedulers.slurm_stage import SlurmStage
 from tests.slurm_shims.store import open_cluster

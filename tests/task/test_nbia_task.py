@@ -27,6 +27,7 @@ from pipeline.sources.fetch import RoutedFetcher
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog
 from pipeline.task.intake import EntryDone, Fatal, FrameWork, Intake, Probed, planned_bytes
+from pipeline.task.shard import describe_life
 from pipeline.transport.client import Transport
 from pipeline.transport.pool import ConnectionPool
 from pipeline.transport.retry import Policy
@@ -276,7 +277,7 @@ def test_the_route_leaves_no_trace_in_the_archive(tmp_path, sites):
         bodies.sort(key=lambda data: data.split(b"\x08\x00\x18\x00UI")[1][2:40])
     (idc,) = made.do()
     run = plan(tmp_path / "nbia", site.items)
-    nbia = do_task(run, 0, 0, 2)
+    nbia = do_task(run, 0, describe_life(0, {}), 2)
     assert (nbia.state, nbia.archived, nbia.files) == (idc.state, idc.archived, idc.files) == ("complete", 9, 46)
     assert part_hash(run, nbia) == part_hash(made.run, idc)
     assert [site.asked_for(item) for item in site.items] == [1] * 4
@@ -289,7 +290,7 @@ def test_a_short_zip_fails_its_item_and_no_other_and_passes_in_the_second_round(
     uid = site.items[1].id
     short = chunked(make_series_zip({"1-1.dcm": site.bodies[uid][0]}))
     site.steps[uid] = [short] * 3
-    receipt = do_task(plan(tmp_path, site.items), 0, 0, 2)
+    receipt = do_task(plan(tmp_path, site.items), 0, describe_life(0, {}), 2)
     assert (receipt.state, receipt.files) == ("complete", 9)
     assert site.asked_for(site.items[1]) == 4
 
@@ -301,7 +302,7 @@ def test_what_cannot_be_had_is_in_the_receipt(tmp_path, sites):
                             + b"a,%032d\nb,%032d\n" % (1, 2))  # fmt: skip
     site.steps[site.items[0].id] = [chunked(wrong)] * 20
     site.steps[site.items[2].id] = [answer(400, b"series is not in public domain.")] * 20
-    receipt = do_task(plan(tmp_path, site.items), 0, 0, 2)
+    receipt = do_task(plan(tmp_path, site.items), 0, describe_life(0, {}), 2)
     assert [(failed.id, failed.reason) for failed in receipt.failed] == [
         (site.items[0].id, "checksum"),
         (site.items[2].id, "withdrawn"),
@@ -328,7 +329,7 @@ def test_a_task_that_is_killed_in_mid_download_leaves_its_cache_folder_only_and_
     if child == 0:
         code = 1
         try:
-            do_task(run, 0, 0, 2)
+            do_task(run, 0, describe_life(0, {}), 2)
             code = 0
         finally:
             os._exit(code)
@@ -341,7 +342,7 @@ def test_a_task_that_is_killed_in_mid_download_leaves_its_cache_folder_only_and_
     assert any(name.endswith(".part") for name in left(tmp_path))
     (folder,) = (tmp_path / "scratch").iterdir()
     assert len(list(folder.iterdir())) == 1  # the shard's own
-    receipt = do_task(run, 0, 0, 2)
+    receipt = do_task(run, 0, describe_life(0, {}), 2)
     assert (receipt.state, receipt.files) == ("complete", 11)
     assert site.asked_for(site.items[1]) == 2
     assert left(tmp_path) == []

@@ -21,6 +21,7 @@ from pipeline.model import RawFile
 from pipeline.sources.base import Body, Received
 from pipeline.task import intake
 from pipeline.task.cache import ScratchCache, sweep_scratch
+from pipeline.task.shard import describe_life
 
 DAY = 24 * 3600.0
 SHA = "0123456789ab"
@@ -101,7 +102,7 @@ def test_a_fault_leaves_its_traceback_in_both_logs(
 
     monkeypatch.setattr(cli_task, "_do", place_of_fault)
     with caplog.at_level(logging.INFO, "medhaul.task"), pytest.raises(KeyError):
-        cli_task.do_shard(made.run, 0, 0, 1)
+        cli_task.do_shard(made.run, 0, describe_life(0, {}), 1)
     assert any(record.exc_info and record.exc_info[0] is KeyError for record in caplog.records)
     (path,) = made.run.logs(0).glob("*.detail.jsonl.zst")
     lines = zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes()).splitlines()

@@ -12,7 +12,7 @@ from run_kit import make_item, make_plan
 from pipeline.cli import task as task_module
 from pipeline.errors import InterruptedRunError, TimeLimitError
 from pipeline.rundir import RunDir
-from pipeline.task.shard import Stop
+from pipeline.task.shard import Life, Stop
 
 
 def test_the_more_urgent_wish_counts() -> None:
@@ -43,7 +43,7 @@ def test_told_to_end_while_it_winds_down(run: RunDir, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(task_module, "_do_logged", wind_down)
     with pytest.raises(InterruptedRunError, match="stopped by SIGTERM") as caught:
-        task_module.do_shard(run, 0, 1, 1)
+        task_module.do_shard(run, 0, Life(1, "7_0", "n1", 0.0), 1)
     assert not isinstance(caught.value, TimeLimitError)
 
 
@@ -56,7 +56,7 @@ def test_warned_only(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(task_module, "_do_logged", wind_down)
     with pytest.raises(TimeLimitError):
-        task_module.do_shard(run, 0, 1, 1)
+        task_module.do_shard(run, 0, Life(1, "7_0", "n1", 0.0), 1)
 
 
 def test_a_cancelled_attempt_is_not_queued_again(
