@@ -26,6 +26,7 @@ import msgspec
 
 from pipeline.demo.data import build_demo
 from pipeline.demo.site import STATS_PATH
+from pipeline.demo.workers import environment
 from pipeline.errors import SiteUnavailableError, StorageError
 from pipeline.settings import Config, SourceIdc
 
@@ -193,8 +194,6 @@ def stop_site(folder: Path) -> None:
 
 
 def _start(module: str, root: Path, port_file: Path, log: Path) -> None:
-    source = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
     with log.open("ab") as out:
         process = subprocess.Popen(
             [
@@ -202,7 +201,7 @@ def _start(module: str, root: Path, port_file: Path, log: Path) -> None:
                 "--parent-pid", "1", "--lifetime", str(LIFETIME),
             ],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/",
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment(),
         )  # fmt: skip
     port_file.with_name("pid").write_text(str(process.pid))
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +19,8 @@ from pipeline.demo.bucket import MULTIPART_FROM, PART_SIZE, Store
 from pipeline.demo.faults import FaultPlan
 from pipeline.demo.site import STATS_PATH, DemoSite
 from pipeline.demo.stats import Snapshot
-from pipeline.errors import MedhaulError, SiteUnavailableError
-
-LIFETIME = 3600.0
-_WATCH = 0.3  # seconds between looks at the parent
+from pipeline.demo.workers import add_options, environment, stay
+from pipeline.errors import SiteUnavailableError
 
 
 class SiteProcess:
@@ -68,10 +63,7 @@ def start_site(root: Path, *options: str, timeout: float = 30.0) -> Iterator[Sit
         port_file, faults_file = Path(folder, "port"), Path(folder, "faults.json")
         command = [sys.executable, "-m", "pipeline.demo", str(root), "--port-file", str(port_file)]
         command += ["--faults", str(faults_file), "--parent-pid", str(os.getpid()), *options]
-        source = str(Path(__file__).parents[2])
-        path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH", ""))))
-        environ = {**os.environ, "PYTHONPATH": path}
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environ)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment())
         try:
             end = time.monotonic() + timeout
             while not port_file.exists():
@@ -94,72 +86,32 @@ def start_site(root: Path, *options: str, timeout: float = 30.0) -> Iterator[Sit
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve a folder until SIGTERM or SIGINT, the end of the parent, or the lifetime; returns the exit code."""
     options = _parse(arguments)
-    parent = options.parent_pid or os.getppid()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    try:
+
+    buckets: list[str] = []
+
+    def start() -> DemoSite:
         store = Store.from_folder(options.root, multipart_from=options.multipart_from, part_size=options.part_size)
-    except MedhaulError as error:
-        print(f"error: {error}\n{error.hint}", file=sys.stderr)
-        return error.exit_code
-    site = DemoSite(
-        store,
-        mirror=options.mirror,
-        page_size=options.page_size,
-        latency=options.latency,
-        checksums=options.checksums,
-        faults_file=options.faults,
-        port=options.port,
-    )
-    with site:
-        if options.port_file:
-            temporary = options.port_file.with_name(f".{options.port_file.name}.{os.getpid()}")
-            temporary.write_text(f"{site.port}\n")
-            temporary.replace(options.port_file)
-        print(json.dumps({"url": site.url, "buckets": sorted(store.buckets)}), flush=True)
-        birth = birth_of(parent)
-        end = time.monotonic() + options.lifetime
-        while not stop.wait(_WATCH) and time.monotonic() < end and is_alive(parent, birth):
-            pass
-    return 0
+        buckets.extend(sorted(store.buckets))
+        return DemoSite(
+            store,
+            mirror=options.mirror,
+            page_size=options.page_size,
+            latency=options.latency,
+            checksums=options.checksums,
+            faults_file=options.faults,
+            port=options.port,
+        )
+
+    return stay(options, start, lambda site: {"url": site.url, "buckets": buckets})
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipeline.demo", description=__doc__)
     parser.add_argument("root", type=Path, metavar="ROOT", help="folder that holds one folder for each bucket")
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0: any (default)")
-    parser.add_argument("--port-file", type=Path, metavar="F", help="write the port there once it answers")
-    parser.add_argument("--faults", type=Path, metavar="FILE.json", help="a fault plan, read again when it changes")
-    parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="seconds before each answer")
     parser.add_argument("--mirror", choices=["", "only", "also"], default="", help="serve buckets by their GCS names")
     parser.add_argument("--page-size", type=int, default=1000, metavar="N", help="most keys on a page of a listing")
     parser.add_argument("--checksums", action="store_true", help="give SHA-256 to whoever asks for checksums")
     parser.add_argument("--multipart-from", type=int, default=MULTIPART_FROM, metavar="BYTES")
     parser.add_argument("--part-size", type=int, default=PART_SIZE, metavar="BYTES")
-    parser.add_argument("--parent-pid", type=int, default=0, metavar="PID", help="end with it (default: the parent)")
-    parser.add_argument("--lifetime", type=float, default=LIFETIME, metavar="S", help="end after so long (3600 s)")
+    add_options(parser)
     return parser.parse_args(arguments)
-
-
-def birth_of(pid: int) -> str:
-    """When a process began, where the system tells (Linux), so that a number used again is not taken for it.
-
-    A process that has ended and was not yet waited for has none.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "ended" if fields[0] in {"Z", "X"} else fields[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def is_alive(pid: int, birth: str) -> bool:
-    """Whether the process still runs that had this `birth_of`."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it lives, but belongs to somebody else
-    return birth_of(pid) == birth

@@ -19,8 +19,9 @@ from pipeline.demo import encode
 from pipeline.demo.faults import Fault, FaultPlan, Rule
 from pipeline.demo.nbia import NbiaSite
 from pipeline.demo.nbia_data import NbiaDemo, build_nbia
-from pipeline.demo.nbia_process import NbiaProcesses, main, start_nbia
+from pipeline.demo.nbia_process import main, start_nbia
 from pipeline.demo.nbia_zip import ZipOptions
+from pipeline.demo.workers import Workers
 from pipeline.errors import ConfigError
 
 SOURCE = str(Path(encode.__file__).parents[2])
@@ -33,7 +34,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> NbiaDemo:
 
 
 @pytest.fixture(scope="module")
-def running(demo: NbiaDemo) -> Iterator[NbiaProcesses]:
+def running(demo: NbiaDemo) -> Iterator[Workers]:
     """Two processes that serve them."""
     with start_nbia(Path(demo.archive.root), processes=2) as site:
         yield site
