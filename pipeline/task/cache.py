@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import threading
 from pathlib import Path
@@ -99,8 +100,9 @@ class ScratchCache:
 
 def remove_cache(base: Path, name: str) -> None:
     """Remove what earlier lives of a shard left, when there is nothing more to do with it."""
-    if any(base.glob(f"{name}*")):
-        ScratchCache(base, name).close(keep=False)
+    for folder in (base / name, *base.glob(f"{name}.*")):
+        if folder.exists():
+            _remove_unused(folder)
 
 
 def sweep_scratch(base: Path, age: float, now: float) -> list[str]:
@@ -123,26 +125,32 @@ def sweep_scratch(base: Path, age: float, now: float) -> list[str]:
         if now - used <= age:
             continue
         with contextlib.suppress(OSError):  # on a disk that is read-only by now, it stays
-            if (lock := _lock_folder(folder)) is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                lock.close()
+            if _remove_unused(folder):
                 swept.append(folder.name)
     return sorted(swept)
 
 
 def _claim_folder(base: Path, name: str) -> tuple[Path, contextlib.ExitStack]:
-    own = base / f"{name}.{os.getpid()}"
-    for folder in (base / name, own):
-        stack = _lock_folder(folder)
-        if stack is not None:
-            break
-    else:
-        raise AssertionError("a folder named by this process is locked by another")
+    folder = base / name
+    number = os.getpid()
+    while (stack := _lock_folder(folder)) is None:
+        # Even one with this process's number may be taken: whoever clears up has it for a moment, and a container
+        # that shares the scratch has numbers of its own.
+        folder = base / f"{name}.{number}"
+        number = secrets.randbelow(10**12)
     for stale in base.glob(f"{name}.*"):  # of lives that found the first folder taken, and died
-        if stale != own and (dead := _lock_folder(stale)) is not None:
-            shutil.rmtree(stale, ignore_errors=True)
-            dead.close()
+        if stale != folder:
+            _remove_unused(stale)
     return folder, stack
+
+
+def _remove_unused(folder: Path) -> bool:
+    """Remove a folder, unless a living process has it; say whether nobody had."""
+    if (lock := _lock_folder(folder)) is None:
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.close()
+    return True
 
 
 def _lock_folder(folder: Path) -> contextlib.ExitStack | None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import StorageError
 from pipeline.model import RawFile
-from pipeline.task.cache import ScratchCache, remove_cache
+from pipeline.task.cache import FOLDER, ScratchCache, remove_cache
 
 
 def put(cache: ScratchCache, key: str, data: bytes, frame: int = 0) -> RawFile:
@@ -161,6 +161,28 @@ def test_two_living_processes_never_share_a_folder(tmp_path: Path) -> None:
     later = reopen(tmp_path)
     assert later.find("a") == file
     assert not (tmp_path / name).exists()
+
+
+def test_a_folder_of_its_own_number_may_be_taken_too(tmp_path: Path) -> None:
+    """Whoever clears up may hold even the folder with this process's number for a moment: then it is another one."""
+    first, own = reopen(tmp_path), reopen(tmp_path)
+    assert own.folder.name == f"s.{os.getpid()}"
+    third = reopen(tmp_path)
+    assert len({cache.folder for cache in (first, own, third)}) == 3
+    assert FOLDER.fullmatch(f"{'a' * 12}-{'0' * 6}{third.folder.name.removeprefix('s')}")
+    for cache in (first, own, third):
+        assert cache.folder.exists()
+        cache.close(keep=False)
+
+
+def test_what_is_in_use_is_not_removed(tmp_path: Path) -> None:
+    """A life that ends beside others removes what the dead left, and nothing of the living."""
+    first, own = reopen(tmp_path), reopen(tmp_path)
+    file = put(first, "a", b"A")
+    (tmp_path / "s.1").mkdir()
+    remove_cache(tmp_path, "s")
+    assert {path.name for path in tmp_path.iterdir()} == {first.folder.name, own.folder.name}
+    assert first.find("a") == file
 
 
 def test_other_shards_are_left_alone(tmp_path: Path) -> None:
