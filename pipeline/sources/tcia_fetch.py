@@ -33,7 +33,7 @@ from pipeline.transport.retry import check_stop
 DEMO = "demo"
 # Reasons that another version of the API may not have: it reads the same images, but by another way.
 OTHER_WAY = frozenset({"unavailable", "withdrawn", "forbidden"})
-# Of the time that is left for an item, what the first version may use up.
+# Of the time that is left for an item, what the first version may use up with asking again.
 FIRST_SHARE = 2 / 3
 # Where the manifest states no bytes: most bytes of a series, and the share of free scratch for its zip.
 MAX_BYTES = 1 << 40
@@ -267,10 +267,12 @@ class NbiaFetcher:
         errors: list[tuple[str, ItemError]] = []
         for version, call in plan_calls(item.id, secret=self._token is not None):
             now = self._clock()
-            until = deadline if errors else now + (deadline - now) * FIRST_SHARE
+            ask_until = deadline if errors else now + (deadline - now) * FIRST_SHARE
             statuses: list[int] = []
             try:
-                return path, self._ask(f"{root}/{call}", path, accept, statuses, limit=limit, until=until)
+                return path, self._ask(
+                    f"{root}/{call}", path, accept, statuses, limit=limit, deadline=deadline, ask_until=ask_until
+                )
             except ItemError as error:
                 errors.append((version, error))
                 # Who asks to slow down means all calls.
@@ -286,7 +288,8 @@ class NbiaFetcher:
         statuses: list[int],
         *,
         limit: int,
-        until: float,
+        deadline: float,
+        ask_until: float,
     ) -> list[Found]:
         """One call, and again with another token where the site does not take the first any more.
 
@@ -303,8 +306,9 @@ class NbiaFetcher:
             headers = {"Authorization": f"Bearer {token}"} if token else {}
             try:
                 return self._transport.stream(
-                    url, path, accept, limit=limit, headers=headers, explain=explain, deadline_at=until
-                )
+                    url, path, accept, limit=limit, headers=headers, explain=explain, deadline_at=deadline,
+                    ask_until=ask_until,
+                )  # fmt: skip
             except ItemError as error:
                 if self._token and token and statuses[-1:] == [401] and not rejected:
                     rejected = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import shutil
 import threading
@@ -110,7 +111,7 @@ class Store:
         """Move an image to `path`; False where it is not there, since it was taken. Raises `StorageError`."""
         with storage_errors(path):
             try:
-                (self.path(key, ".images") / md5).rename(path)
+                os.rename(f"{self.path(key, '.images')}/{md5}", path)
             except FileNotFoundError:
                 return False
         return True

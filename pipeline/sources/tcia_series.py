@@ -36,8 +36,8 @@ LICENCE = "license"
 MAX_LIST = 32 << 20
 # Together, of a licence and of what else may lie beside the images: it is read for its CRC, and left out.
 MAX_OTHERS = 256 << 20
-# Of a file's beginning, to find its SOPInstanceUID in.
-HEAD = 64 << 10
+# Of a file's beginning, to find its SOPInstanceUID in: as a rule, and at most.
+NEAR, HEAD = 2048, 64 << 10
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _TRANSFER_SYNTAX, _SOP_INSTANCE = 0x00020010, 0x00080018
 _SYNTAXES = {IMPLICIT_LE: IMPLICIT_LITTLE, EXPLICIT_LE: EXPLICIT_LITTLE, EXPLICIT_BE: EXPLICIT_BIG}
@@ -203,7 +203,7 @@ def _check_image(fd: int, member: Member, md5: str, check: Callable[[], object],
     digest = hashlib.md5(usedforsecurity=False)
     other = hashlib.sha256() if out else None
     head = b""
-    with open(out / md5, "wb") if out else contextlib.nullcontext() as file:
+    with open(f"{out}/{md5}", "wb") if out else contextlib.nullcontext() as file:
         for piece in read_member(fd, member, check):
             digest.update(piece)
             if len(head) < HEAD:
@@ -219,6 +219,11 @@ def _check_image(fd: int, member: Member, md5: str, check: Callable[[], object],
 
 def peek_instance(head: bytes) -> str:
     """The SOPInstanceUID of a DICOM file, from its beginning; empty where there is none to be found. Pure."""
+    # It is one of the first elements, as they are in order of their tags (PS3.5 section 7.1).
+    return (_find_instance(head[:NEAR]) if len(head) > NEAR else "") or _find_instance(head)
+
+
+def _find_instance(head: bytes) -> str:
     found = Elements()
     try:
         position = walk_group_2(head, 132, frozenset({_TRANSFER_SYNTAX}), found)

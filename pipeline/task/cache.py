@@ -37,6 +37,7 @@ class ScratchCache:
             base.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.folder, self._lock_file = _claim_folder(base, name)
         self._known: dict[str, RawFile] = {}
+        self._frames: dict[int, Path] = {}  # whose folders are there
         log = self.folder / "verified.jsonl"
         if log.exists():
             self._known = _read_log(log)
@@ -47,9 +48,12 @@ class ScratchCache:
 
     def frame_folder(self, frame: int) -> Path:
         """Where the raw files of a frame go. Raises `StorageError`."""
-        folder = self.folder / f"frame-{frame}"
-        with storage_errors(folder):
-            folder.mkdir(exist_ok=True)
+        folder = self._frames.get(frame)
+        if folder is None:
+            folder = self.folder / f"frame-{frame}"
+            with storage_errors(folder):
+                folder.mkdir(exist_ok=True)
+            self._frames[frame] = folder
         return folder
 
     def find(self, key: str) -> RawFile | None:
@@ -88,6 +92,7 @@ class ScratchCache:
         with self._lock:
             for key in keys:
                 self._known.pop(key, None)
+        self._frames.pop(frame, None)
         shutil.rmtree(self.folder / f"frame-{frame}", ignore_errors=True)
 
     def close(self, *, keep: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -197,6 +198,7 @@ class Transport:
         explain: Explain | None = None,
         doubts: int = DOUBTS,
         deadline_at: float | None = None,
+        ask_until: float = math.inf,
     ) -> T:
         """Write an answer of a length that nobody states to `dest`, and return what `accept` makes of the file.
 
@@ -211,11 +213,13 @@ class Transport:
             Reads the file, after the connection was given back. An `ItemError` that is `transient` fails the request,
             at most `doubts` times: whole bodies are dear. Whatever else it raises ends the download.
         limit
-            Most bytes of the body.
+            Most bytes of the body. A longer one counts among the `doubts`.
         explain
             What an error status means: an `ItemError`, or None for what it means everywhere.
         deadline_at
             On the runtime's clock; by default the policy's deadline from now.
+        ask_until
+            On the same clock: later no other request is sent, though a body that flows may go on until `deadline_at`.
 
         Raises
         ------
@@ -227,7 +231,7 @@ class Transport:
         ConfigError
             The proxy variables cannot be used.
         """
-        trial = self._trial(url, deadline_at, 0, explain)
+        trial = self._trial(url, deadline_at, 0, explain, ask_until)
         wanted = dict(headers or {})
         with Sink(dest, Count()) as sink:
             while True:
@@ -237,7 +241,8 @@ class Transport:
                         pour(exchange.body, sink, self._buffer(), limit)
                 except (RequestError, OSError, http.client.HTTPException) as error:
                     failure = trial.explain(error)
-                    if failure.verdict in {Verdict.CHANGED, Verdict.UNSATISFIABLE}:
+                    doubts -= failure.reason == "size"
+                    if doubts <= 0 or failure.verdict in {Verdict.CHANGED, Verdict.UNSATISFIABLE}:
                         raise trial.give_up(failure) from error
                 else:
                     try:
@@ -254,10 +259,17 @@ class Transport:
                 sink.restart()
                 trial.wait(failure, reached=0)
 
-    def _trial(self, url: str, deadline_at: float | None, size: int, explain: Explain | None = None) -> Trial:
+    def _trial(
+        self,
+        url: str,
+        deadline_at: float | None,
+        size: int,
+        explain: Explain | None = None,
+        ask_until: float = math.inf,
+    ) -> Trial:
         if deadline_at is None:
             deadline_at = self._means.runtime.clock() + self._means.policy.deadline
-        return Trial(self._means, url, deadline_at, size, explain)
+        return Trial(self._means, url, deadline_at, size, explain, ask_until)
 
     def _buffer(self) -> memoryview:
         buffer: memoryview | None = getattr(self._local, "buffer", None)

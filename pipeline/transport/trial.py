@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -51,7 +52,15 @@ class Trial:
         How many were sent. A stale kept-alive connection that was replaced does not count.
     """
 
-    def __init__(self, means: Means, url: str, deadline_at: float, size: int, explain: Explain | None = None) -> None:
+    def __init__(
+        self,
+        means: Means,
+        url: str,
+        deadline_at: float,
+        size: int,
+        explain: Explain | None = None,
+        ask_until: float = math.inf,
+    ) -> None:
         try:
             self._target = parse_target(url)
         except RequestError as failure:
@@ -59,6 +68,7 @@ class Trial:
         self._means = means
         self._explain = explain
         self._size = size
+        self._deadline_at, self._ask_until = deadline_at, min(deadline_at, ask_until)
         self._begun = means.runtime.clock()
         self._progress = Progress()
         policy = means.policy
@@ -78,12 +88,14 @@ class Trial:
         self.requests += 1
         begun, before = clock(), guard.total
         status, replaced, problem = 0, False, ""
+        guard.deadline_at = self._ask_until
         try:
             exchange, replaced = ask(self._means.pool, self._target, headers, guard)
             with exchange:
                 status = exchange.head.status
                 if status >= 300:
                     raise self._refusal(exchange)
+                guard.deadline_at = self._deadline_at
                 yield exchange
         except (RequestError, OSError, http.client.HTTPException, MedhaulError) as error:
             problem = describe(error)
@@ -123,7 +135,7 @@ class Trial:
             failure.verdict,
             self._progress.failures,
             failure.retry_after,
-            self._guard.left(),
+            self._ask_until - means.runtime.clock(),
             means.runtime.random,
         )
         if delay is None:

@@ -283,6 +283,16 @@ def test_no_mutation_ends_in_anything_but_bytes_that_are_right_or_an_item_error(
     assert problem is None or (problem.reason in {"unavailable", "checksum"} and str(problem).isprintable())
 
 
+@pytest.mark.parametrize("make", DAMAGED.values(), ids=DAMAGED)
+def test_zlib_alone_refuses_the_same(tmp_path, make, monkeypatch):
+    """Where ISA-L is not to be had, nothing changes but the speed."""
+    monkeypatch.setattr(tcia_zip, "engine", zlib)
+    with opened(tmp_path, make()) as fd, pytest.raises(ItemError):
+        b"".join(read_member(fd, read_members(fd)[0]))
+    with opened(tmp_path, make_zip(PLAIN)) as fd:
+        assert [b"".join(read_member(fd, member)) for member in read_members(fd)] == list(PLAIN.values())
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400))
 def test_arbitrary_bytes_behind_a_zip_s_beginning(folder, data):

@@ -124,6 +124,26 @@ def test_the_deadline_ends_it(server, transport, tmp_path):
     assert error.transient
 
 
+def test_a_body_that_flows_may_go_on_when_no_other_is_asked_for(server, transport, tmp_path):
+    """`ask_until` ends what has not begun to answer, and lets a slow body go on; a broken one is not asked again."""
+    slow = part(BODY, 10, "", then=drip(server.closing, 0.01))
+    url = server.on("/o", slow, chunked(BODY))
+    now = time.monotonic()
+    fail(transport, url, tmp_path, "unavailable", ask_until=now + 0.1, deadline_at=now + 0.6)
+    assert time.monotonic() - now >= 0.6
+    assert len(server.requests) == 1
+    url = server.on("/p", server.hang)
+    now = time.monotonic()
+    fail(transport, url, tmp_path, "unavailable", ask_until=now + 0.2, deadline_at=now + 60)
+    assert time.monotonic() - now < 30
+
+
+def test_a_body_that_is_too_long_is_not_fetched_for_ever(server, transport, tmp_path):
+    """It counts as one that was not accepted: a whole body is dear."""
+    fail(transport, server.on("/o", chunked(LONG)), tmp_path, "size", limit=len(LONG) - 1, doubts=2)
+    assert len(server.requests) == 2
+
+
 def test_more_than_the_limit_is_never_written(server, transport, tmp_path):
     """A body that goes on and on is broken off at the limit, whether or not it says how long it is."""
     for step in (chunked(LONG), answer(200, LONG), raw(b"HTTP/1.0 200 OK\r\n\r\n" + LONG)):
