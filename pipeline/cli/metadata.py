@@ -33,6 +33,7 @@ from pipeline.report.isic_columns import (
     read_mapping,
 )
 from pipeline.report.isic_table import Written, choose_table_form, render_lines, write_table
+from pipeline.sources.isic_cells import join_values
 from pipeline.sources.isic_rows import Image
 
 _DAY = 86_400.0
@@ -195,8 +196,8 @@ def _make_rows(images: Images, *, by_collection: bool) -> Iterator[Mapping[str, 
         if numbers:
             mask = masks.get(image.isic_id, 0) if len(numbers) > 1 else 1
             inside = [number for place, number in enumerate(numbers) if mask >> place & 1]
-            row[COLLECTION_IDS] = "; ".join(map(str, inside)) or None
-            row[COLLECTION_NAMES] = "; ".join(names[number] for number in inside) or None
+            row[COLLECTION_IDS] = join_values(inside)
+            row[COLLECTION_NAMES] = join_values(names[number] for number in inside)
         yield row
 
 

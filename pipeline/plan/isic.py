@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from pipeline.config_check import ISIC_FIELDS, choose_path
+from pipeline.config_check import ISIC_FIELDS
 from pipeline.errors import ConfigError, SiteUnavailableError
 from pipeline.model import IsicLocation, Item
 from pipeline.plan.paths import FolderTemplate
@@ -24,22 +24,23 @@ from pipeline.sources.duck import compose, quote_name
 from pipeline.sources.isic_api import parse_root
 from pipeline.sources.isic_body import UNKNOWN_EXTENSION
 from pipeline.sources.isic_client import IsicClient
-from pipeline.sources.isic_rows import Collection, ImageFile
+from pipeline.sources.isic_meta import (
+    ADDED,
+    LICENCE_URLS,
+    added_values,
+    collection_name,
+    name_others,
+    unfold_other,
+)
+from pipeline.sources.isic_rows import ImageFile
 from pipeline.sources.isic_select import SHOWN, Finder
 from pipeline.sources.isic_table import COLUMNS, MAX_OTHER, ImageTable, named_images
 from pipeline.sources.isic_token import find_token
 
-# What a row's meta holds beside what the archive says of the image.
-ADDED = ("collection", "collection_ids", "collections", "LicenseURI", "source_DOI")
 DEMO = "demo"
 # The collection of images that were selected without any: the archive does not say in which ones an image is.
 NO_COLLECTION = "isic"
 RELEASE = "isic-archive api v2"
-_LICENCE_URLS = {
-    "CC-0": "https://creativecommons.org/publicdomain/zero/1.0/",
-    "CC-BY": "https://creativecommons.org/licenses/by/4.0/",
-    "CC-BY-NC": "https://creativecommons.org/licenses/by-nc/4.0/",
-}
 _PLACED = {"n": "BIGINT", "grp": "VARCHAR", "path": "VARCHAR"}
 _FIELD_COLUMNS = {"isic_id": "isic_id", "licence": "copyright_license"} | {
     name: f"metadata.clinical.{name}" for name in ("lesion_id", "patient_id")
@@ -96,10 +97,9 @@ class IsicPlanSource:
         self.release = RELEASE
         self.columns = [*COLUMNS, *ADDED]
         self._day = dt.datetime.fromtimestamp(clock(), dt.UTC).date().isoformat()
-        self._others: list[str] = []
         self._lacking: list[str] = []
         self._used: set[int] = set()
-        self._licences: dict[str, set[str]] = {}
+        self._licences: set[str] = set()
         self._problems: list[str] = []
 
     def __enter__(self) -> Self:
@@ -129,9 +129,8 @@ class IsicPlanSource:
         """
         self._finder.find()
         self._finder.narrow()
-        others = sorted(self._table.other)
-        self._others = others if len(others) <= MAX_OTHER else []
-        self.columns = [*COLUMNS, *(self._others if self._others or not others else ["other"]), *ADDED]
+        others = name_others(self._table.other, MAX_OTHER)
+        self.columns = [*COLUMNS, *others, *ADDED]
         self._table.load("placed", _PLACED, self._place())
         if not self._table.count("placed"):
             raise ConfigError(f"none of {len(self._lacking):,} selected images has a file", hint="select other images")
@@ -144,8 +143,8 @@ class IsicPlanSource:
         encode = msgspec.json.Encoder().encode
         for _, group, place, places, other, *values, path in rows:
             row = dict(zip(COLUMNS, values, strict=True))
-            more = self._unfold(other)
-            meta = [*values, *more, *self._added(row, place, places)]
+            shown = self._hide_address(row)
+            meta = [*shown.values(), *unfold_other(others, other), *self._added(row, place, places)]
             files = choose_files(row, thumbnails=self._select.thumbnails)
             yield Selected(
                 group,
@@ -162,7 +161,7 @@ class IsicPlanSource:
 
     def _place(self) -> Iterator[dict[str, Any]]:
         """Say of each image which group and path it has; those without a file are left out, and noted."""
-        template = choose_path(self._config).removesuffix(".{ext}")
+        template = self._config.archive.path.removesuffix(".{ext}")
         fill = FolderTemplate(f"{template}/", ISIC_FIELDS)
         group_by = self._config.archive.group_by
         texts = ", ".join(quote_name(_FIELD_COLUMNS[field]) for field in ISIC_FIELDS if field != "collection")
@@ -184,27 +183,19 @@ class IsicPlanSource:
     def _collection_name(self, place: int | None) -> str:
         return NO_COLLECTION if place is None else collection_name(self._finder.collections[place])
 
-    def _unfold(self, other: str | None) -> list[Any]:
-        """What an image has beside the registry's columns, in their order."""
-        if len(self.columns) == len(COLUMNS) + len(ADDED):
-            return []
-        if not self._others:
-            return [other]
-        values = msgspec.json.decode(other) if other else {}
-        return [values.get(name) for name in self._others]
-
     def _added(self, row: dict[str, Any], place: int | None, places: str | None) -> list[Any]:
         licence = row["copyright_license"] or ""
-        name = self._collection_name(place)
-        self._licences.setdefault(name, set()).add(licence)
-        uri = _LICENCE_URLS.get(licence)
-        if place is None:
-            return [name, None, None, uri, None]
-        self._used.add(place)
-        found = [self._finder.collections[int(number)] for number in (places or "").split()]
-        ids = " ".join(str(each.id) for each in found)
-        names = msgspec.json.encode([collection_name(each) for each in found]).decode()
-        return [name, ids, names, uri, self._finder.collections[place].doi]
+        self._licences.add(licence)
+        numbers = [int(number) for number in (places or "").split()]
+        self._used.update(numbers)
+        return added_values(licence, self._collection_name(place), [self._finder.collections[n] for n in numbers])
+
+    def _hide_address(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row without an address that changes from one plan to the next."""
+        if self._base != DEMO:
+            return row
+        urls = {name: row[name] for name in ("files.full.url", "files.thumbnail_256.url") if row[name]}
+        return row | {name: plain_url(url, signed=False, named=True)[:-1] for name, url in urls.items()}
 
     def _locate(self, files: list[tuple[str, ImageFile]], *, signed: bool) -> IsicLocation:
         urls = tuple(plain_url(file.url, signed=signed, named=self._base == DEMO) for _, file in files)
@@ -213,7 +204,7 @@ class IsicPlanSource:
     # -- what goes with it -----------------------------------------------------------------------------------------
 
     def citations(self) -> dict[str, str]:
-        """What to cite for each DOI of a collection that images were taken from."""
+        """What to cite for each DOI of a selected collection that images are in."""
         found: dict[str, str] = {}
         for place in sorted(self._used):
             each = self._finder.collections[place]
@@ -241,19 +232,14 @@ class IsicPlanSource:
         return ("\n\n".join(names) or "The source states no attribution.").encode("utf-8", "backslashreplace") + b"\n"
 
     def _fetch_licences(self) -> dict[str, str]:
-        """The licence texts of each collection's images, one after the other."""
+        """The text of each licence that images have, by its name."""
         texts: dict[str, str] = {}
-        for name in sorted(set[str]().union(*self._licences.values()) & _LICENCE_URLS.keys()):
+        for name in sorted(self._licences & LICENCE_URLS.keys()):
             try:
                 texts[name] = self._client.licence(name)  # type: ignore[arg-type]
             except (SiteUnavailableError, ConfigError) as error:
                 self._problems.append(f"no licence text of {name}: {error}")
-        found: dict[str, str] = {}
-        for collection, names in self._licences.items():
-            known = [f"{name}\n\n{texts[name].strip()}\n" for name in sorted(names) if name in texts]
-            if known:
-                found[collection] = "\n".join(known)
-        return found
+        return texts
 
     @property
     def missing(self) -> int:
@@ -280,11 +266,6 @@ def make_client(source: SourceIsic, cache_dir: Path | None = None) -> IsicClient
     return IsicClient(source.base_url, token=token, cache_dir=cache_dir)
 
 
-def collection_name(collection: Collection) -> str:
-    """What a collection is called; its number where it has no name. Pure."""
-    return (collection.name or "").strip() or str(collection.id)
-
-
 def choose_files(row: dict[str, Any], *, thumbnails: bool) -> list[tuple[str, ImageFile]]:
     """The files of an image, each with its name in the archive: a suffix of the item's path. Pure."""
     full = ImageFile(row["files.full.url"], row["files.full.size"])
@@ -301,9 +282,12 @@ def name_extension(file: ImageFile) -> str:
 
 
 def planned_bytes(files: list[tuple[str, ImageFile]]) -> int:
-    """Bytes of the files as the archive counted them when they came in; -1 where it does not say. Pure."""
-    sizes = [file.size for _, file in files]
-    return -1 if sizes[0] is None else sum(size or 0 for size in sizes)
+    """Bytes of the files as the archive counted them when they came in; -1 where it does not say. Pure.
+
+    A thumbnail of unstated size adds next to nothing; `pipeline.sizes` says what an image of unstated size counts as.
+    """
+    sizes = [max(0, file.size or 0) for _, file in files]
+    return sum(sizes) if sizes[0] else -1
 
 
 def plain_url(url: str, *, signed: bool, named: bool) -> str:

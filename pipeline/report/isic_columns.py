@@ -15,11 +15,22 @@ from pathlib import Path
 import msgspec
 
 from pipeline.errors import ConfigError
-from pipeline.sources.isic_fields import FIELDS, Kind, resolve_path
+from pipeline.sources.isic_cells import COLLECTION_IDS, COLLECTION_NAMES, REST, Column, field_columns
+from pipeline.sources.isic_fields import FIELDS, resolve_path
 
-# Keys of a row beside those of `flatten_image`: the collections of the selection that the image is in.
-COLLECTION_NAMES, COLLECTION_IDS = "medhaul.collections", "medhaul.collection_ids"
-REST = "other"  # all that an image has beyond the registry, as a JSON object
+__all__ = [
+    "COLLECTION_IDS",
+    "COLLECTION_NAMES",
+    "MAX_FILE",
+    "REST",
+    "Column",
+    "Columns",
+    "default_columns",
+    "importer_columns",
+    "parse_mapping",
+    "read_mapping",
+    "resolve_column",
+]
 _GIVEN = "other:"  # before the path of something beyond the registry
 _COLLECTIONS = {
     **dict.fromkeys(("collections", "collection", "dataset", "dataset_name", "dataset.name"), COLLECTION_NAMES),
@@ -52,14 +63,6 @@ _IMPORTER = {
 }
 
 
-class Column(msgspec.Struct, frozen=True):
-    """A column: its name in the table, and the key of the row that fills it ("": it stays empty)."""
-
-    name: str
-    key: str
-    kind: Kind = "text"
-
-
 class Columns(msgspec.Struct, frozen=True):
     """Columns in their order, and notes for people on names that were read as something else."""
 
@@ -74,8 +77,7 @@ class Columns(msgspec.Struct, frozen=True):
 
 def default_columns() -> Columns:
     """Every field of the registry, always the same ones in the same order, and `other` for what is beyond it."""
-    fields = (Column(field.name, field.column, field.kind) for field in FIELDS.values())
-    return Columns((*fields, Column(REST, REST)))
+    return Columns(field_columns())
 
 
 def importer_columns() -> Columns:

@@ -5,15 +5,10 @@ Rows are those of `flatten_image`. What an image does not have is an empty cell,
 
 from __future__ import annotations
 
-import csv
-import decimal
-import io
-import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,14 +16,20 @@ import msgspec
 
 from pipeline.atomic import atomic_file
 from pipeline.errors import UsageError
-from pipeline.report.isic_columns import COLLECTION_IDS, COLLECTION_NAMES, REST, Column
-from pipeline.sources.isic_fields import FIELDS, SQL_TYPES
+from pipeline.sources.isic_cells import REST, Column, pick_cells, render_cell, render_csv_lines
+from pipeline.sources.isic_fields import SQL_TYPES
 from pipeline.sources.isic_rows import Value
 
-# What spreadsheets take for a formula, in their full-width forms too, and after a guard: it can be taken off again.
-_DANGEROUS = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
-_OWN = frozenset({*FIELDS, COLLECTION_NAMES, COLLECTION_IDS})
+__all__ = [
+    "Written",
+    "choose_table_form",
+    "pick_cells",
+    "render_cell",
+    "render_csv_lines",
+    "render_json_lines",
+    "render_lines",
+    "write_table",
+]
 _BATCH = 5_000  # rows that Parquet gets at a time
 _FORMS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
@@ -46,52 +47,6 @@ def choose_table_form(path: Path) -> str:
     if not form:
         raise UsageError(f"{path}: no kind of table has this name", hint="end it in .csv, .jsonl or .parquet")
     return form
-
-
-def render_cell(value: Value, *, exact: bool = False) -> str:
-    """A value for CSV: `true`, `false`, plain decimals, nothing for None. Pure.
-
-    A text that a spreadsheet would take for a formula gets a leading ', unless it is a number or `exact`.
-    """
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, decimal.Decimal):
-        return f"{value:f}"
-    text = str(value)
-    guard = not exact and isinstance(value, str) and _DANGEROUS.match(text) and not _NUMBER.fullmatch(text)
-    return f"'{text}" if guard else text
-
-
-def pick_cells(columns: Sequence[Column], row: Mapping[str, Value]) -> list[Value]:
-    """The values of a row for columns. Pure."""
-    return [_pick_rest(row) if column.key == REST else row.get(column.key) for column in columns]
-
-
-def _pick_rest(row: Mapping[str, Value]) -> str | None:
-    rest = {name: value for name, value in row.items() if name not in _OWN and value is not None}
-    if not rest:
-        return None
-    shown = {name: str(value) if isinstance(value, decimal.Decimal) else value for name, value in rest.items()}
-    return json.dumps(shown, ensure_ascii=False, sort_keys=True)
-
-
-def render_csv_lines(
-    columns: Sequence[Column], rows: Iterable[Sequence[Value]], *, exact: bool = False
-) -> Iterator[str]:
-    """Lines of CSV (RFC 4180, but for their ends, which are the caller's), the header once there is a row. Pure."""
-    source = iter(rows)
-    first = list(islice(source, 1))  # whatever fails before that leaves no half table
-    text = io.StringIO()
-    writer = csv.writer(text)  # its \r\n makes it quote either sign in a value, and is not given on
-    writer.writerow([render_cell(column.name, exact=exact) for column in columns])
-    yield text.getvalue()[:-2]
-    for row in chain(first, source):
-        text.seek(0)
-        text.truncate()
-        writer.writerow([render_cell(value, exact=exact) for value in row])
-        yield text.getvalue()[:-2]
 
 
 def render_json_lines(columns: Sequence[Column], rows: Iterable[Sequence[Value]]) -> Iterator[str]:

@@ -179,9 +179,12 @@ class Finder:
             # A `where` decides only later which images count.
             most = wanted.limit if self._where is None else 0
             for begun, (place, number) in enumerate(places, 1):
+                before = self._table.images
                 self._take(query, place, number, most=most)
                 if most and self._table.images >= most:
-                    self._find_memberships(places[begun:])
+                    # The rest of this list may have images of earlier ones, too.
+                    self._find_memberships(places[begun - 1 : begun], before)
+                    self._find_memberships(places[begun:], self._table.images)
                     break
             self._table.flush()
 
@@ -219,12 +222,13 @@ class Finder:
             shown = self._wanted.query[:200]
             raise ConfigError(f"select.isic.query {shown!r}: the site refuses it: {error}", hint=error.hint) from None
 
-    def _find_memberships(self, places: Sequence[tuple[int, int]]) -> None:
-        """Look up which of the images that were taken are in the collections that were not listed any more."""
-        if not places:
+    def _find_memberships(self, places: Sequence[tuple[int, int]], first: int) -> None:
+        """Look up which of the `first` images that were taken are in collections that were not listed to the end."""
+        if not places or not first:
             return
         self._table.flush()
-        names = [name for (name,) in self._table.stream("SELECT isic_id FROM images ORDER BY n")]
+        sql = "SELECT isic_id FROM images WHERE n <= ? ORDER BY n"
+        names = [name for (name,) in self._table.stream(sql, [first])]
         for place, number in places:
             for _, query in plan_batches(names, ""):
                 for images in self._pages(query, number):

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.cli.main import run_cli
 from pipeline.config import parse_config
-from pipeline.config_check import choose_path, isic_path_problems
+from pipeline.config_check import isic_path_problems
 from pipeline.errors import ConfigError
 from pipeline.manifest import Manifest
 from pipeline.model import IsicLocation, Item
@@ -22,7 +22,7 @@ from pipeline.plan.cut import cut_frames
 from pipeline.plan.isic import ADDED, RELEASE, IsicPlanSource, plain_url
 from pipeline.plan.planner import Plan, plan_run
 from pipeline.reduce.tables import write_tables
-from pipeline.settings import Config
+from pipeline.settings import DEFAULT_PATH, Config
 from pipeline.sources.isic_table import COLUMNS
 from tests.sources.isic_archive import API, image, image_rows
 from tests.sources.isic_kit import SearchArchive
@@ -204,22 +204,27 @@ def test_impossible_path_templates(archive: SearchArchive, tmp_path: Path, path:
 
 
 def test_the_default_path(archive: SearchArchive, tmp_path: Path) -> None:
-    """Who says nothing gets a path for images; one for DICOM is refused."""
-    assert choose_path(make_config(archive, tmp_path, {})) == "{collection}/{isic_id}.{ext}"
-    with pytest.raises(ConfigError, match=r"archive\.path"):
-        make_config(archive, tmp_path, {}, archive={"path": "{SeriesInstanceUID}/{SOPInstanceUID}.dcm"})
+    """Who says nothing gets a path for images, in the run's record too; one for DICOM is refused."""
+    config = make_config(archive, tmp_path, {})
+    assert config.archive.path == "{collection}/{isic_id}.{ext}"
+    made = plan(config, tmp_path)
+    assert made.run is not None
+    assert made.run.read_run().config["archive"]["path"] == "{collection}/{isic_id}.{ext}"
+    assert made.run.read_config().archive.path == "{collection}/{isic_id}.{ext}"
+    for path in (DEFAULT_PATH, "{SeriesInstanceUID}/{SOPInstanceUID}.dcm"):
+        with pytest.raises(ConfigError, match=r"archive\.path"):
+            make_config(archive, tmp_path, {}, archive={"path": path})
 
 
 def test_what_lies_beside(archive: SearchArchive, tmp_path: Path) -> None:
-    """Licence texts by collection, attributions, citations; metadata.csv has every image's licence and attribution."""
+    """Licence texts, attributions, citations; metadata.csv has every image's licence and attribution."""
     archive.collections.clear()
     record = archive.collection(7) | {"doi": "10.34970/1", "doi_url": "https://doi.org/10.34970/1"}
     archive.add_collection(7, [f"ISIC_{number:07d}" for number in (1, 2, 4)])
     archive.collection = staticmethod(lambda _: record)  # type: ignore[method-assign, assignment]
     made = plan(make_config(archive, tmp_path, {"collections": ["7"]}), tmp_path)
     assert made.run is not None
-    licences = made.run.read_licences()
-    assert licences["C7"] == "CC-BY\n\nText of CC-BY.\n\nCC-BY-NC\n\nText of CC-BY-NC.\n"
+    assert made.run.read_licences() == {name: f"Text of {name}." for name in ("CC-BY", "CC-BY-NC")}
     assert (made.run.path / "attribution.txt").read_text() == "A, B\n\nAnonymous\n"
     citations = json.loads((made.run.path / "citations.json").read_bytes())
     assert citations == {"10.34970/1": "C7. International Skin Imaging Collaboration. https://doi.org/10.34970/1"}
@@ -229,7 +234,7 @@ def test_what_lies_beside(archive: SearchArchive, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["isic_id"] for row in rows] == ["ISIC_0000001", "ISIC_0000002", "ISIC_0000004"]
     assert {row["copyright_license"] for row in rows} == {"CC-BY", "CC-BY-NC"}
-    assert (made.run.archives / f"{made.archives[0].name}.licence.txt").read_text().startswith("C7\n\nCC-BY")
+    assert (made.run.archives / f"{made.archives[0].name}.licence.CC-BY.txt").read_text() == "Text of CC-BY.\n"
 
 
 def test_images_without_a_file_are_left_out(archive: SearchArchive, tmp_path: Path) -> None:
@@ -243,12 +248,12 @@ def test_images_without_a_file_are_left_out(archive: SearchArchive, tmp_path: Pa
 
 
 def test_many_small_files_make_large_frames() -> None:
-    """Half a million images of 100 KB fill frames of `group_bytes`; of unstated size, `cut_files` bounds a frame."""
+    """Half a million images of 100 KB fill frames of `group_bytes`; of tiny ones, `cut_files` bounds a frame."""
     cut = cut_frames([(100_000, 1)] * 500_000, 64 << 20, 2 << 30, 10_000)
     assert cut.frames == -(-500_000 // ((64 << 20) // 100_000))
-    unknown = cut_frames([(-1, 1)] * 25_000, 64 << 20, 2 << 30, 10_000)
-    assert unknown.frames == 3
-    pairs = cut_frames([(-1, 2)] * 25_000, 64 << 20, 2 << 30, 10_000)
+    tiny = cut_frames([(1, 1)] * 25_000, 64 << 20, 2 << 30, 10_000)
+    assert tiny.frames == 3
+    pairs = cut_frames([(1, 2)] * 25_000, 64 << 20, 2 << 30, 10_000)
     assert pairs.frames == 5
 
 
