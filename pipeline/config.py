@@ -14,7 +14,7 @@ import msgspec
 
 from pipeline.config_check import find_impossible
 from pipeline.errors import ConfigError
-from pipeline.settings import Config, Sources, Storage, Table
+from pipeline.settings import DEFAULT_ISIC_PATH, Config, Sources, Storage, Table
 from pipeline.units import ByteSize, Duration, parse_duration, parse_size
 
 HINT = "configs/reference.toml shows every option"
@@ -91,9 +91,20 @@ def parse_config(data: dict[str, Any], file: str) -> Config:
         config = msgspec.convert(data, Config, dec_hook=_decode)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{file}: {_explain(str(error))}", hint=HINT) from None
+    config = choose_path(config, written="path" in data.get("archive", {}))
     for key, problem in find_impossible(config):
         raise ConfigError(f"{file}: {key}: {problem}", hint=HINT)
     return config
+
+
+def choose_path(config: Config, *, written: bool) -> Config:
+    """The config with the path template of its source, unless one was `written`; pure.
+
+    Everything after this sees `archive.path` as it is used, and so do those who read a run's config.
+    """
+    if written or config.select.isic is None:
+        return config
+    return msgspec.structs.replace(config, archive=msgspec.structs.replace(config.archive, path=DEFAULT_ISIC_PATH))
 
 
 def resolve_paths(config: Config, base: Path, file: str) -> Config:

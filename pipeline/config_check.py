@@ -7,10 +7,9 @@ import re
 import msgspec
 
 from pipeline.config_slurm import find_slurm_problems
-from pipeline.settings import DEFAULT_PATH, ITEM_FIELDS, Config
+from pipeline.settings import ITEM_FIELDS, Config
 
 ISIC_FIELDS = ("collection", "isic_id", "licence", "lesion_id", "patient_id")
-DEFAULT_ISIC_PATH = "{collection}/{isic_id}.{ext}"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -48,6 +47,7 @@ def find_impossible(config: Config) -> list[tuple[str, str]]:
         url = getattr(tcia, name)
         said = f"{url!r} must be {word!r} or an http:// or https:// URL without credentials"
         need(url == word or _is_endpoint(url), f"sources.tcia.{name}", said)
+    need(1 <= tcia.connections <= 1024, "sources.tcia.connections", "must be 1 to 1024")
     for name, word in (("s3_endpoint", "demo"), ("mirror_endpoint", "")):
         url = getattr(idc, name)
         said = f"{url!r} must be {word!r} or an http:// or https:// URL without credentials"
@@ -59,7 +59,7 @@ def find_impossible(config: Config) -> list[tuple[str, str]]:
     need(NAME.fullmatch(plain) is not None and groups <= 1, "archive.name", said)
     need(archive.group_by == "run" or groups > 0, "archive.name", "needs {group} unless group_by = 'run'")
     isic = config.select.isic is not None
-    for problem in (isic_path_problems if isic else path_template_problems)(choose_path(config)):
+    for problem in (isic_path_problems if isic else path_template_problems)(archive.path):
         need(False, "archive.path", problem)
     need(64 << 10 <= archive.block_bytes <= 64 << 20, "archive.block_bytes", "must be 64 KiB to 64 MiB")
     need(archive.cut_bytes >= archive.block_bytes, "archive.cut_bytes", "must be at least archive.block_bytes")
@@ -83,12 +83,6 @@ def find_impossible(config: Config) -> list[tuple[str, str]]:
 def _is_endpoint(url: str) -> bool:
     match = re.fullmatch(r"https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?(?:/[!-~]*)?", url)
     return match is not None and not set(url) & {"?", "#"} and int(match[1] or 0) < 1 << 16
-
-
-def choose_path(config: Config) -> str:
-    """The path template that holds: of images of the ISIC Archive, another one stands for the default. Pure."""
-    path = config.archive.path
-    return DEFAULT_ISIC_PATH if config.select.isic is not None and path == DEFAULT_PATH else path
 
 
 def isic_path_problems(template: str) -> list[str]:

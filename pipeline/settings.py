@@ -13,6 +13,7 @@ Content = Literal["original", "derived", "both"]
 Route = Literal["auto", "idc", "nbia"]
 ITEM_FIELDS = ("collection", "PatientID", "StudyInstanceUID", "Modality", "SeriesInstanceUID")
 DEFAULT_PATH = "{collection}/{PatientID}/{StudyInstanceUID}/{Modality}_{SeriesInstanceUID}/{SOPInstanceUID}.dcm"
+DEFAULT_ISIC_PATH = "{collection}/{isic_id}.{ext}"
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -114,12 +115,14 @@ class SourceTcia(Table, frozen=True):
 
     `base_url` ends in `/nbia-api/services` and may be `demo`; `nlst_base_url` is the host that has NLST alone. `route`:
     `auto` takes the bytes from IDC where the pinned IDC index has the series, else from NBIA. `credentials`: a file of
-    mode 0600, for accounts; normally none is needed.
+    mode 0600, for accounts; normally none is needed. `connections`: to NBIA for the whole run, of `limits.connections`
+    and divided as these are; each task at a time has one at least.
     """
 
     base_url: str = "https://nbia.cancerimagingarchive.net/nbia-api/services"
     nlst_base_url: str = "https://nlst.cancerimagingarchive.net/nbia-api/services"
     route: Route = "auto"
+    connections: int = 16
     credentials: str = ""
 
 
@@ -139,7 +142,10 @@ class Sources(Table, frozen=True):
 
 
 class Archive(Table, frozen=True):
-    """`[archive]`: all that, beside the items' content, decides an archive's bytes."""
+    """`[archive]`: all that, beside the items' content, decides an archive's bytes.
+
+    `path` where none is written: of images of the ISIC Archive `DEFAULT_ISIC_PATH`, once a config is parsed.
+    """
 
     name: str = "{group}"
     group_by: Literal["collection", "licence", "run"] = "collection"

@@ -68,13 +68,10 @@ def set_route(config: Config, route: Route | None) -> Config:
 
 def make_plan(config: Config, *, dry_run: bool = False, on_progress: Callable[[int], None] | None = None) -> Plan:
     """Plan a run, by default with progress on a terminal. Raises what `plan_run` raises."""
-    from pipeline.config_check import choose_path
     from pipeline.demo.embed import plan_demo
     from pipeline.plan.planner import plan_run
 
     with contextlib.ExitStack() as stack:
-        archive = msgspec.structs.replace(config.archive, path=choose_path(config))
-        config = msgspec.structs.replace(config, archive=archive)
         settings = stack.enter_context(plan_demo(config, dry_run=dry_run))
         source = stack.enter_context(_open_source(config, settings))
         return plan_run(config, source, dry_run=dry_run, on_progress=on_progress or _progress())
@@ -123,13 +120,17 @@ def _progress(text: str = "planning: {:,} items", *, every: int = 20_000, plain:
 
 def render_plan(plan: Plan, config: Config) -> str:
     """The summary for people. Pure."""
+    from pipeline.sizes import scratch_bounds
     from pipeline.units import render_size
 
+    about, assumed = "", ""
+    if plan.unknown_sizes:
+        about, assumed = "about ", f"; {render_size(plan.assumed_bytes)} of it assumed, where no size is stated"
     lines = [
         f"source        {plan.source}, data release {plan.release}",
         f"items         {plan.items:,}" + (f" ({plan.unknown_sizes:,} of unstated size)" if plan.unknown_sizes else ""),
         f"files         {plan.files:,}",
-        f"bytes         {plan.bytes:,} ({render_size(plan.bytes)})",
+        f"bytes         {about}{plan.bytes:,} ({render_size(plan.bytes)}{assumed})",
         "licences      "
         + "; ".join(
             f"{name or 'unstated'}: {n:,} items, {render_size(size)}" for name, (n, size) in plan.licences.items()
@@ -145,10 +146,10 @@ def render_plan(plan: Plan, config: Config) -> str:
     ]
     if len(plan.archives) > len(shown):
         lines.append(f"  ... and {len(plan.archives) - len(shown):,} more")
-    scratch = max(plan.largest_frame, min(config.task.scratch_bytes, plan.largest_shard))
+    least, most = scratch_bounds(config.task.scratch_bytes, plan.scratch_frame, plan.scratch_shard)
     lines.append(
-        f"scratch       up to {render_size(scratch)} a task, {config.limits.tasks} at a time; "
-        f"at least {render_size(plan.largest_frame)} for the largest frame"
+        f"scratch       {about}up to {render_size(most)} a task, {config.limits.tasks} at a time; "
+        f"at least {render_size(least)}, twice the largest frame"
     )
     lines += [f"note          {note}" for note in plan.notes]
     lines.append(f"manifest      SHA-256 {plan.manifest_sha256}")

@@ -55,18 +55,20 @@ def task(run: Path, shard: int | None, attempt: int | None, index: int | None) -
 
     run_dir = RunDir.open(run)
     life = describe_life(attempt or 0, os.environ)
-    connections, on_slurm = 0, False
+    connections = budget = 0
+    on_slurm = False
     if attempt is not None and index is not None and shard is None:
         plan = run_dir.read_plan(attempt)
         if index >= len(plan.shards):
             raise UsageError(f"attempt {attempt} has {len(plan.shards)} tasks, there is no index {index}")
         shard = plan.shards[index]
         connections = choose_connections(plan, run_dir.read_throttle(attempt), life.job)
+        budget = plan.connections * plan.tasks
         on_slurm = plan.scheduler == "slurm"
     elif shard is None or attempt is not None or index is not None:
         raise UsageError("give either --shard, or --attempt and --index", hint="medhaul task RUN --shard K")
     try:
-        receipt = do_shard(run_dir, shard, life, connections, on_slurm=on_slurm)
+        receipt = do_shard(run_dir, shard, life, connections, budget=budget, on_slurm=on_slurm)
     except TimeLimitError as error:
         if on_slurm:
             requeue(run_dir, life.attempt, error)
@@ -86,6 +88,15 @@ def choose_connections(plan: AttemptPlan, changed: Throttle | None, life: str) -
     return changed.held.get(life, changed.connections) if changed else plan.connections
 
 
+def choose_share(connections: int, budget: int, bound: int) -> int:
+    """Choose how many of a task's connections may be to a site that has a bound of its own for the whole run. Pure.
+
+    As large a part of the bound as the task has of the run's budget, so that all tasks together keep to it; but one at
+    least.
+    """
+    return max(1, min(connections, connections * bound // max(budget, connections)))
+
+
 def requeue(run_dir: RunDir, attempt: int, error: TimeLimitError) -> None:
     """Put this task back into Slurm's queue when that gets it on: its next life goes on after the finished frames."""
     from pipeline.schedulers.slurm import requeue_self
@@ -99,8 +110,13 @@ def requeue(run_dir: RunDir, attempt: int, error: TimeLimitError) -> None:
     logger.info("%s", requeue_self(os.environ, run_dir.read_config().slurm.requeue))
 
 
-def do_shard(run_dir: RunDir, shard: int, life: Life, connections: int, *, on_slurm: bool = False) -> Receipt:
-    """Set up signals, logs and scratch, and do the shard. Raises `MedhaulError`."""
+def do_shard(
+    run_dir: RunDir, shard: int, life: Life, connections: int, *, budget: int = 0, on_slurm: bool = False
+) -> Receipt:
+    """Set up signals, logs and scratch, and do the shard. Raises `MedhaulError`.
+
+    `connections` are this task's, of the `budget` that all tasks at a time were given; 0: as the config has it.
+    """
     from pipeline.process import signal_handlers
     from pipeline.task.shard import Stop
 
@@ -116,7 +132,7 @@ def do_shard(run_dir: RunDir, shard: int, life: Life, connections: int, *, on_sl
 
     try:
         with signal_handlers(dict.fromkeys(grace, on_signal)):
-            return _do_logged(run_dir, config, shard, connections, life=life, stop=stop)
+            return _do_logged(run_dir, config, shard, (connections, budget), life=life, stop=stop)
     except TimeLimitError as error:
         if stop.reason == signal.SIGUSR1.name:
             raise
@@ -124,7 +140,9 @@ def do_shard(run_dir: RunDir, shard: int, life: Life, connections: int, *, on_sl
         raise InterruptedRunError(f"shard {shard}: stopped by {stop.reason}", hint=error.hint) from None
 
 
-def _do_logged(run_dir: RunDir, config: Config, shard: int, connections: int, *, life: Life, stop: Stop) -> Receipt:
+def _do_logged(
+    run_dir: RunDir, config: Config, shard: int, connections: tuple[int, int], *, life: Life, stop: Stop
+) -> Receipt:
     """Do the shard, with its beginning and its end, whatever it is, in both logs."""
     from pipeline.task.detail import DetailLog
 
@@ -148,9 +166,9 @@ def _do_logged(run_dir: RunDir, config: Config, shard: int, connections: int, *,
 
 
 def _do(
-    run_dir: RunDir, config: Config, shard: int, connections: int, *, life: Life, stop: Stop, log: object
+    run_dir: RunDir, config: Config, shard: int, connections: tuple[int, int], *, life: Life, stop: Stop, log: object
 ) -> Receipt:
-    from pipeline.sources.fetch import RoutedFetcher
+    from pipeline.sources.fetch import RoutedFetcher, nbia_origins
     from pipeline.task.cache import ScratchCache, remove_cache, sweep_scratch
     from pipeline.task.detail import DetailLog
     from pipeline.task.intake import scratch_path
@@ -170,7 +188,10 @@ def _do(
 
     assert isinstance(log, DetailLog)
     settings = config.task
-    share = connections or max(1, config.limits.connections // config.limits.tasks)
+    limits, (share, budget) = config.limits, connections
+    share = share or max(1, limits.connections // limits.tasks)
+    # The larger one, if the config was changed since the tasks were given theirs.
+    nbia_share = choose_share(share, max(budget, limits.connections), config.sources.tcia.connections)
     cores = settings.cores or granted_cores(os.environ)
     memory = fit_memory(settings.memory, granted_memory(os.environ))
     if memory < settings.memory:
@@ -195,7 +216,8 @@ def _do(
         attempts=settings.attempts, deadline=settings.item_deadline, stall=settings.stall, min_rate=settings.min_rate,
         base=settings.retry_base, slow_base=4 * settings.retry_base,
     )  # fmt: skip
-    with ConnectionPool(limit=workers.connections) as pool:
+    nbia = nbia_origins(endpoints.sources.tcia, work.entries)
+    with ConnectionPool(limit=workers.connections, site=nbia, site_limit=nbia_share) as pool:
         transport = Transport(pool, policy, stop=stop.event, on_event=log.record)
         candidates = scratch_candidates(settings.scratch, os.environ)
         for _, place in candidates:
@@ -219,6 +241,8 @@ def _do(
             endpoints.sources, transport, cache.folder / "sources" if cache else None,
             entries=[entry for frame in todo for entry in work.frames[frame]],
             known=cache.find if cache else lambda _: None, stop=stop.event,
+            # While some download, others check. Threads without a connection need half of what is counted for one.
+            nbia_threads=min(workers.connections, 2 * nbia_share),
         )  # fmt: skip
         keep = True
         try:

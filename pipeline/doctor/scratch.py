@@ -16,6 +16,7 @@ from pipeline.doctor.records import STORAGE, Finding, Suggestion, failure, good,
 from pipeline.doctor.storage import read_mountinfo
 from pipeline.errors import ConfigError
 from pipeline.settings import Config, Task
+from pipeline.sizes import scratch_bounds
 from pipeline.task.resources import MEMORY_KINDS, SHARED_KINDS, scratch_candidates
 from pipeline.units import render_size
 
@@ -36,7 +37,10 @@ class ScratchFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunNeeds(msgspec.Struct, frozen=True, kw_only=True):
-    """What a planned run asks for, in bytes: its largest frame and shard, all of it; and how many shards it has."""
+    """What a planned run asks for, in bytes: its largest frame and shard on scratch, all of it on shared storage.
+
+    And how many shards it has. On scratch there are zips beside the images.
+    """
 
     shards: int
     largest_frame: int
@@ -96,12 +100,15 @@ def read_needs(config: Config) -> RunNeeds | None:
         raise ConfigError(f"{run.run_json}: {error.strerror}", hint="check the folder's rights and mount") from None
     manifest = Manifest(run)
     frames: dict[int, int] = {}
-    for _, entry in manifest.all_entries():
-        frames[entry.frame] = frames.get(entry.frame, 0) + planned_bytes(entry)
+    shards = [0] * len(manifest.shards)
+    for shard, entry in manifest.all_entries():
+        planned = planned_bytes(entry)
+        frames[entry.frame] = frames.get(entry.frame, 0) + planned
+        shards[shard] += planned
     return RunNeeds(
         shards=len(manifest.shards),
         largest_frame=max(frames.values(), default=0),
-        largest_shard=max((shard.bytes for shard in manifest.shards), default=0),
+        largest_shard=max(shards, default=0),
         total=sum(shard.bytes for shard in manifest.shards),
     )
 
@@ -110,8 +117,7 @@ def scratch_wanted(task: Task, needs: RunNeeds | None) -> tuple[int, int]:
     """Bytes of scratch without which a task does not start, and those that it uses at most. Pure."""
     if needs is None:
         return 1, task.scratch_bytes
-    least = 2 * needs.largest_frame  # as `ShardTask.scratch_needed` has it
-    return least, max(least, min(task.scratch_bytes, needs.largest_shard))
+    return scratch_bounds(task.scratch_bytes, needs.largest_frame, needs.largest_shard)
 
 
 def scratch_problem(facts: ScratchFacts, least: int, *, allow_shared: bool) -> str:

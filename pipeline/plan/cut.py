@@ -1,4 +1,7 @@
-"""Cutting: items into frames, frames into archives, archives into shards. Pure functions of sizes and settings."""
+"""Cutting: items into frames, frames into archives, archives into shards. Pure functions of sizes and settings.
+
+The sizes are those that items are planned with, above 0 also where the source states none: see `pipeline.sizes`.
+"""
 
 from __future__ import annotations
 
@@ -71,8 +74,8 @@ def cut_frames(sizes: Iterable[tuple[int, int]], group_bytes: int, cut_bytes: in
     frame = -1
     held = group_bytes  # bytes in the open group; full, so that the first item opens a frame
     held_files = 0
-    for stated, files in sizes:
-        size = stated if stated > 0 else 1  # a source may state nothing
+    for planned, files in sizes:
+        size = planned if planned > 0 else 1
         if size >= group_bytes or files > cut_files:
             cuttable = size > cut_bytes or files > cut_files
             count = count_pieces(size, files, cut_bytes, cut_files) if cuttable else 1
@@ -103,14 +106,26 @@ def cut_volumes(sizes: Sequence[int], max_bytes: int) -> list[int]:
         return [len(sizes)]
     volumes = [0]
     held = 0
-    for stated in sizes:
-        size = max(stated, 0)  # a source may state nothing
+    for planned in sizes:
+        size = planned if planned > 0 else 1
         if volumes[-1] and held + size > max_bytes:
             volumes.append(0)
             held = 0
         volumes[-1] += 1
         held += size
     return volumes
+
+
+def frame_scratch(cut: FrameCut, sizes: Iterable[int], zips: Iterable[int]) -> list[int]:
+    """Bytes that each frame needs on scratch: of each item a share of its bytes, and all of the zip it comes in."""
+    needs = [0] * cut.frames
+    for size, zipped, first, count in zip(sizes, zips, cut.first, cut.counts, strict=True):
+        if count == 1:
+            needs[first] += size + zipped
+            continue
+        for frame in range(first, first + count):
+            needs[frame] += size // count + zipped
+    return needs
 
 
 def cut_shards(costs: Sequence[int], count: int) -> list[int]:

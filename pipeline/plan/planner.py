@@ -24,7 +24,8 @@ from pipeline.archive.liblzma import liblzma_version
 from pipeline.atomic import current_umask, fsync_folder, storage_errors, write_atomic
 from pipeline.errors import ConfigError
 from pipeline.manifest import ManifestWriter, encode_entry
-from pipeline.plan.cut import FrameCut, count_shards, cut_frames, cut_shards, cut_volumes
+from pipeline.plan.cut import FrameCut, count_shards, cut_frames, cut_shards, cut_volumes, frame_scratch
+from pipeline.plan.needs import judge_politeness, largest_shard
 from pipeline.plan.paths import archive_name
 from pipeline.plan.source import PlanSource, TellingSource
 from pipeline.plan.spool import Group, Spool
@@ -47,9 +48,11 @@ class Layout(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What `medhaul plan` tells people. Bytes and files count what the source states.
+    """What `medhaul plan` tells people. Files count what the source states, bytes what items are planned with.
 
-    `missing`: items that were asked for by name, or selected, and are not in the plan; `notes` say more.
+    Of the bytes, `assumed_bytes` are those of the `unknown_sizes` items of which none are stated. `scratch_frame` and
+    `scratch_shard`: the most that a frame and a shard need on scratch, with zips. `missing`: items that were asked for
+    by name, or selected, and are not in the plan; `notes` say more.
     """
 
     run: RunDir | None
@@ -63,8 +66,10 @@ class Plan(NamedTuple):
     archives: list[ArchiveEntry]
     shards: int
     largest_shard: int
-    largest_frame: int
+    scratch_frame: int
+    scratch_shard: int
     unknown_sizes: int
+    assumed_bytes: int
     manifest_sha256: str
     missing: int = 0
     notes: Sequence[str] = ()
@@ -151,6 +156,7 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
         spool.close()
         if collecting:
             gc.enable()
+    scratch = [frame_scratch(layout.pieces, *_sizes(spool, layout)) for layout in layouts]
     return Plan(
         run=run,
         reused=reused,
@@ -158,16 +164,21 @@ def plan_run(config: Config, source: PlanSource, *, dry_run: bool, on_progress: 
         release=source.release,
         items=len(spool.sizes),
         files=sum(max(0, count) for count in spool.files),
-        bytes=sum(max(0, size) for size in spool.sizes),
+        bytes=sum(spool.sizes),
         licences=dict(sorted(spool.licences.items(), key=lambda pair: -pair[1][0])),
         archives=index.archives,
         shards=len(index.shards),
         largest_shard=max(shard.bytes for shard in index.shards),
-        largest_frame=max(max(frame_costs(layout.pieces, _sizes(spool, layout), 0)) for layout in layouts),
+        scratch_frame=max(map(max, scratch)),
+        scratch_shard=max(map(largest_shard, scratch, (layout.shard_frames for layout in layouts))),
         unknown_sizes=spool.unknown,
+        assumed_bytes=spool.assumed,
         manifest_sha256=index.manifest_sha256,
         missing=telling.missing if telling else 0,
-        notes=telling.notes() if telling else (),
+        notes=[
+            *(telling.notes() if telling else ()),
+            *judge_politeness(config, spool.from_nbia, len(index.shards)),
+        ],
     )
 
 
@@ -183,9 +194,10 @@ def remove_unfinished(root: Path, name: str, now: float) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sizes(spool: Spool, layout: Layout) -> list[tuple[int, int]]:
+def _sizes(spool: Spool, layout: Layout) -> tuple[array[int], array[int]]:
+    """Bytes and zips of an archive's items."""
     span = slice(layout.first_item, layout.first_item + layout.items)
-    return list(zip(spool.sizes[span], spool.files[span], strict=True))
+    return spool.sizes[span], spool.zips[span]
 
 
 def _write_manifest(

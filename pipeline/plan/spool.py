@@ -10,8 +10,9 @@ from typing import NamedTuple
 import msgspec
 
 from pipeline.errors import ConfigError
-from pipeline.model import Item
+from pipeline.model import Item, NbiaLocation
 from pipeline.plan.source import EncodedItem, PlanSource
+from pipeline.sizes import assume_bytes, item_bytes, zip_bytes
 
 
 class Group(NamedTuple):
@@ -23,7 +24,21 @@ class Group(NamedTuple):
 
 
 class Spool:
-    """Items in plan order, as JSON lines in a compressed temporary file, with their sizes in memory."""
+    """Items in plan order, as JSON lines in a compressed temporary file, with their sizes in memory.
+
+    Attributes
+    ----------
+    sizes, files
+        Of each item: the bytes that it is planned with, above 0; its files as stated.
+    zips
+        Of each item, the bytes of the zip that it comes in.
+    licences
+        Items and planned bytes of each.
+    unknown, assumed
+        How many items are of unstated size, and the bytes that they are planned with.
+    from_nbia
+        How many items NBIA hands out.
+    """
 
     def __init__(self) -> None:
         import zstandard
@@ -32,9 +47,10 @@ class Spool:
         self._zstd = zstandard
         self.sizes = array("q")
         self.files = array("q")
+        self.zips = array("q")
         self.groups: list[Group] = []
         self.licences: dict[str, tuple[int, int]] = {}
-        self.unknown = 0
+        self.unknown = self.assumed = self.from_nbia = 0
 
     def fill(self, source: PlanSource, on_progress: Callable[[int], None]) -> None:
         """Take in all items. Raises `ConfigError` when there are none, or two have one path."""
@@ -44,7 +60,7 @@ class Spool:
         number = 0
         pending: list[bytes] = []
         totals: dict[str, list[int]] = {}
-        put_size, put_files = self.sizes.append, self.files.append
+        put_size, put_files, put_zip = self.sizes.append, self.files.append, self.zips.append
         # One thread of its own for the compressor: it works while the next items are made.
         with self._zstd.ZstdCompressor(level=1, threads=1).stream_writer(self._file, closefd=False) as out:
             for group, item in source.select():
@@ -56,17 +72,24 @@ class Spool:
                     raise _path_error(item, path)
                 number += 1
                 path, size = item.path, item.bytes
+                if isinstance(item, EncodedItem):  # of the IDC, which hands out files
+                    pending.append(item.json)
+                    put_zip(0)
+                else:
+                    pending.append(encode(item))
+                    put_zip(zip_bytes(item))
+                    self.from_nbia += isinstance(item.location, NbiaLocation)
+                if size <= 0:
+                    size = assume_bytes(item.files) if isinstance(item, EncodedItem) else item_bytes(item)
+                    self.unknown += 1
+                    self.assumed += size
                 put_size(size)
                 put_files(item.files)
                 total = totals.get(item.licence)
                 if total is None:
                     total = totals[item.licence] = [0, 0]
                 total[0] += 1
-                if size >= 0:
-                    total[1] += size
-                else:
-                    self.unknown += 1
-                pending.append(item.json if isinstance(item, EncodedItem) else encode(item))
+                total[1] += size
                 if len(pending) == 4096:
                     out.write(b"\n".join(pending) + b"\n")
                     pending.clear()

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +25,7 @@ from pipeline.sources.idc_index import IdcIndex, plain_text
 from pipeline.sources.tcia_client import TciaClient
 from pipeline.sources.tcia_inputs import SeriesList, read_series_list
 from pipeline.sources.tcia_route import Choice, Stated, choose_route
-from pipeline.sources.tcia_select import SHOWN, Finder
+from pipeline.sources.tcia_select import SHOWN, Finder, Unknown, group_reasons
 from pipeline.sources.tcia_table import COLUMNS, MEMORY, SeriesTable
 from pipeline.sources.tcia_token import find_credentials
 
@@ -221,8 +221,8 @@ class TciaPlanSource:
         found = {}
         if licences := self._fetch_licences():
             found["licences.json"] = encode_record(licences)
-        if names := [*self._finder.unknown.names, *sorted(self._lacking)]:
-            found["unknown-series.txt"] = "".join(f"{name}\n" for name in names).encode()
+        if self.missing:
+            found["unknown-series.txt"] = render_unknown(self._finder.unknown, self._lacking).encode()
         return found
 
     def _fetch_licences(self) -> dict[str, str]:
@@ -294,6 +294,18 @@ def make_client(source: SourceTcia, cache_dir: Path | None = None) -> TciaClient
         cache_dir=cache_dir,
         refresh=True,  # a plan from yesterday's answers would leave out what came since; they are few
     )
+
+
+def render_unknown(unknown: Unknown, lacking: Iterable[str]) -> str:
+    """What was asked for and is not in the plan, a line each, under a comment that says why where that is known. Pure.
+
+    It is a list that may be planned from again.
+    """
+    plain, *others = group_reasons(unknown).items()
+    lines = [*plain[1], *sorted(lacking)]
+    for why, names in others:
+        lines += [f"# {why}", *names]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def parse_doi(uri: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,13 +11,25 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ItemError
 from pipeline.model import Entry, IdcLocation, IsicLocation, NbiaLocation
-from pipeline.settings import Sources
+from pipeline.settings import Sources, SourceTcia
 from pipeline.sources.base import Body, Fetcher, Received
 from pipeline.transport.client import Transport
+from pipeline.transport.exchange import RequestError, parse_target
+from pipeline.transport.pool import Origin
 
 if TYPE_CHECKING:
     from pipeline.sources.isic_fetch import IsicFetcher
     from pipeline.sources.tcia_fetch import NbiaFetcher
+
+
+def nbia_origins(settings: SourceTcia, entries: Iterable[Entry]) -> frozenset[Origin]:
+    """Whom a task asks that is NBIA: the hosts of the settings, and those that entries lie at. Pure."""
+    places = {entry.item.location.base_url for entry in entries if isinstance(entry.item.location, NbiaLocation)}
+    found = set()
+    for url in {settings.base_url, settings.nlst_base_url, *places}:
+        with contextlib.suppress(RequestError):  # "", the demo's name, or nonsense: nobody is asked there
+            found.add(parse_target(url).origin)
+    return frozenset(found)
 
 
 class RoutedFetcher:
@@ -30,6 +43,9 @@ class RoutedFetcher:
         All that the task will ask for.
     known
         Finds a body that an earlier life left on scratch, by cache key.
+    nbia_threads
+        How many threads may work on items of NBIA at a time, whose connections are few; 0: any number. It is for the
+        caller to keep to that.
     """
 
     def __init__(
@@ -42,7 +58,9 @@ class RoutedFetcher:
         known: Callable[[str], object | None] = lambda _: None,
         stop: threading.Event | None = None,
         clock: Callable[[], float] = time.monotonic,
+        nbia_threads: int = 0,
     ) -> None:
+        self.nbia_threads = nbia_threads
         self._sources = sources
         self._transport = transport
         self._folder = folder

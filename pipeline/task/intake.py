@@ -18,7 +18,9 @@ from pipeline.atomic import storage_errors
 from pipeline.errors import InterruptedRunError, ItemError, MedhaulError
 from pipeline.model import Entry, NbiaLocation, RawFile
 from pipeline.records import PieceRecord
+from pipeline.sizes import item_bytes, zip_bytes
 from pipeline.sources.base import Body, Fetcher, Holder
+from pipeline.sources.fetch import RoutedFetcher
 from pipeline.sources.verified import fetch_verified
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog
@@ -118,9 +120,8 @@ def frame_size(entries: Sequence[Entry]) -> FrameSize:
 
 def planned_bytes(entry: Entry) -> int:
     """Bytes that an entry is expected to need on scratch: of its files, and of the zip that they come in. Pure."""
-    total = max(0, entry.item.bytes)
-    # A series comes whole, also where it is cut; CT and MR images deflate to about half.
-    return total // entry.pieces + (total // 2 if isinstance(entry.item.location, NbiaLocation) else 0)
+    # The zip of a series comes whole, also where the series is cut.
+    return item_bytes(entry.item) // entry.pieces + zip_bytes(entry.item)
 
 
 def order_files(files: Sequence[tuple[int, RawFile]], *, cut: bool) -> list[RawFile]:
@@ -160,7 +161,7 @@ class Fatal(NamedTuple):
 
 
 class Intake:
-    """Runs the downloads of a task on `connections` threads."""
+    """Runs the downloads of a task on `connections` threads, and those from NBIA on the fetcher's `nbia_threads`."""
 
     def __init__(
         self,
@@ -181,6 +182,9 @@ class Intake:
         self._stop = stop
         self._report = report
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="fetch")
+        # Who waits for a connection to NBIA must not take the threads of all others, nor let an item's time run out.
+        nbia_threads = fetcher.nbia_threads if isinstance(fetcher, RoutedFetcher) else 0
+        self._nbia_pool = ThreadPoolExecutor(nbia_threads, thread_name_prefix="nbia") if nbia_threads else self._pool
         self._probes = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="probe")  # starts threads when used
         self.answered = False  # whether the site has given a listing that was right
         self.delivered = 0  # bodies that came from the site, whole and right
@@ -191,7 +195,7 @@ class Intake:
     def start(self, frame: FrameWork) -> None:
         """Begin a frame: list the entries that it asks for; their downloads follow."""
         for work in frame.asked:
-            self._pool.submit(self._guard, self._list, frame.frame, work)
+            self._choose_pool(work.entry).submit(self._guard, self._list, frame.frame, work)
 
     def probe(self, entries: Sequence[Entry]) -> None:
         """Ask for one body of each entry, out of turn, only to see whether the site answers; nothing is kept."""
@@ -202,6 +206,10 @@ class Intake:
         """End the threads; what is under way must have been stopped by the stop event, or be done."""
         self._probes.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._nbia_pool.shutdown(wait=True, cancel_futures=True)
+
+    def _choose_pool(self, entry: Entry) -> ThreadPoolExecutor:
+        return self._nbia_pool if isinstance(entry.item.location, NbiaLocation) else self._pool
 
     def _probe(self, number: int, entry: Entry) -> None:
         if self._stop.is_set():
@@ -245,7 +253,7 @@ class Intake:
         self.answered = True
         work.waiting = len(bodies)
         for position, body in enumerate(bodies):
-            self._pool.submit(self._guard, self._take, frame, work, position, body)
+            self._choose_pool(work.entry).submit(self._guard, self._take, frame, work, position, body)
 
     def _take(self, frame: int, work: EntryWork, position: int, body: Body) -> None:
         if self._stop.is_set():

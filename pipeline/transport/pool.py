@@ -1,4 +1,4 @@
-"""Connections that are kept alive, under one budget for the whole process."""
+"""Connections that are kept alive, under one budget for the whole process, and a smaller one for a modest site."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import select
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -63,6 +63,9 @@ class ConnectionPool:
         Seconds for all of: looking the name up, TCP connect, proxy tunnel, TLS handshake.
     idle_seconds
         Age at which an idle connection is closed rather than used: sites and firewalls drop them silently.
+    site, site_limit
+        Origins, and how many connections may be open to all of them together: a bound within `limit`. Who waits for
+        one of these holds up nobody who asks another origin.
     """
 
     def __init__(
@@ -73,17 +76,23 @@ class ConnectionPool:
         context: ssl.SSLContext | None = None,
         connect_timeout: float = 10.0,
         idle_seconds: float = 30.0,
+        site: Collection[Origin] = (),
+        site_limit: int = 0,
     ) -> None:
-        if limit < 1:
+        if limit < 1 or (site and site_limit < 1):
             raise ValueError("a pool needs at least one connection")
         self.limit = limit
         self._environ = environ
         self._context = context
         self._connect_timeout = connect_timeout
         self._idle_seconds = idle_seconds
-        self._changed = threading.Condition()
+        self._site = frozenset(site)
+        self._site_limit = site_limit
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._site_changed = threading.Condition(lock)  # for those who wait for the site's bound alone
         self._idle: list[Connection] = []  # oldest first
-        self._open = 0
+        self._open = self._site_open = 0
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -97,8 +106,15 @@ class ConnectionPool:
         """How many connections are open now, or being opened."""
         return self._open
 
+    @property
+    def site_connections(self) -> int:
+        """How many of them are to `site`."""
+        return self._site_open
+
     def lease(self, origin: Origin, guard: Guard, *, fresh: bool = False) -> Connection:
-        """Hand out an idle connection, or open one; waits while the budget is spent. `fresh` never reuses.
+        """Hand out an idle connection, or open one; waits while the budget, or the site's, is spent.
+
+        `fresh` never reuses.
 
         Raises
         ------
@@ -120,13 +136,15 @@ class ConnectionPool:
                 connection = None if fresh else self._take_idle(origin, guard.clock())
                 if connection is not None:
                     break
-                if self._open < self.limit:
-                    self._open += 1
-                    break
-                if self._idle:  # of another site: its place in the budget is wanted here
-                    _close(self._idle.pop(0))
-                    break
-                self._changed.wait(guard.slice)
+                if origin in self._site and self._site_open >= self._site_limit:
+                    if not self._drop_idle(self._site):
+                        self._site_changed.wait(guard.slice)
+                        continue
+                elif self._open >= self.limit and not self._drop_idle(None):
+                    self._changed.wait(guard.slice)
+                    continue
+                self._count(origin, 1)
+                break
         if connection is None:
             connection = self._connect(origin, guard)
         connection.served += 1
@@ -139,19 +157,17 @@ class ConnectionPool:
                 connection.idle_since = clock()
                 self._idle.append(connection)
             else:
-                _close(connection)
-                self._open -= 1
-            self._changed.notify()
+                self._drop(connection)
+            self._tell(connection.origin)
 
     def close(self) -> None:
         """Close the idle connections now and the leased ones as they come back; nothing can be leased any more."""
         with self._changed:
             self._closed = True
-            for connection in self._idle:
-                _close(connection)
-                self._open -= 1
-            self._idle.clear()
+            while self._drop_idle(None):
+                pass
             self._changed.notify_all()
+            self._site_changed.notify_all()
 
     def _take_idle(self, origin: Origin, now: float) -> Connection | None:
         for index in range(len(self._idle) - 1, -1, -1):
@@ -162,9 +178,32 @@ class ConnectionPool:
             # Readable without a request means closed by the server, or bytes that belong to no answer.
             if now - connection.idle_since < self._idle_seconds and not _readable(connection.sock):
                 return connection
-            _close(connection)
-            self._open -= 1
+            self._drop(connection)
+            self._tell(origin)
         return None
+
+    def _drop_idle(self, origins: Collection[Origin] | None) -> bool:
+        """Close the oldest idle connection to one of `origins`, or to any: its place is wanted. False if none is."""
+        for index, connection in enumerate(self._idle):
+            if origins is None or connection.origin in origins:
+                self._drop(self._idle.pop(index))
+                return True
+        return False
+
+    def _drop(self, connection: Connection) -> None:
+        _close(connection)
+        self._count(connection.origin, -1)
+
+    def _count(self, origin: Origin, change: int) -> None:
+        self._open += change
+        if origin in self._site:
+            self._site_open += change
+
+    def _tell(self, origin: Origin) -> None:
+        """Wake one of those who may have the place of a connection."""
+        self._changed.notify()
+        if origin in self._site:
+            self._site_changed.notify()
 
     def _connect(self, origin: Origin, guard: Guard) -> Connection:
         try:
@@ -174,8 +213,8 @@ class ConnectionPool:
             return Connection(origin, sock, proxy if origin.scheme == "http" else None)
         except BaseException:
             with self._changed:
-                self._open -= 1
-                self._changed.notify()
+                self._count(origin, -1)
+                self._tell(origin)
             raise
 
     def _default_context(self) -> ssl.SSLContext:

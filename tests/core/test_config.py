@@ -19,7 +19,7 @@ from pipeline import settings as settings_module
 from pipeline.config import ENVIRONMENT, parse_config, read_config
 from pipeline.errors import ConfigError
 from pipeline.rundir import freeze_config
-from pipeline.settings import Config
+from pipeline.settings import DEFAULT_ISIC_PATH, DEFAULT_PATH, Config
 from pipeline.units import ByteSize, Duration
 
 MINIMAL = '[run]\nname = "r"\n[storage]\nroot = "runs"\n[select.idc]\ncontent = "both"\n'
@@ -154,6 +154,7 @@ IMPOSSIBLE = {
         "http://x y", "http://x\n", "http://x:99999", "http://x:port", "http://[", "http://x/\udcff", "http://é", " http://x",
     ],
     "sources.idc.mirror_endpoint": ["x", "http://u:p@x", "demo "],
+    "sources.tcia.connections": [0, -1, 1025, 10**30],
     "archive.name": [
         "", "x", "{x}", "{group", "{group}{x}", "a/{group}", "-{group}", ".{group}", "{group}" * 2,
         "x" * 101 + "{group}",
@@ -191,6 +192,27 @@ def test_exactly_one_source_is_selected_from(tables: dict[str, Any]) -> None:
     """No selection, and two of them, are refused with the tables that there are."""
     said = refused(minimal() | {"select": tables})
     assert said == "select: needs exactly one of [select.idc], [select.tcia], [select.isic]"
+
+
+@pytest.mark.parametrize(
+    ("source", "select", "path"),
+    [
+        ("idc", {"content": "both"}, DEFAULT_PATH),
+        ("tcia", {"cart": "x"}, DEFAULT_PATH),
+        ("isic", {}, DEFAULT_ISIC_PATH),
+    ],
+)
+def test_the_path_of_a_source_is_chosen_when_the_config_is_read(source: str, select: Any, path: str) -> None:
+    """Who says nothing gets the source's own, which survives freezing; one that was written stands, or is refused."""
+    data = minimal() | {"select": {source: select}}
+    config = parse_config(data, "some.toml")
+    assert config.archive.path == path
+    assert parse_config(freeze_config(config), "run.json") == config
+    assert parse_config(data | {"archive": {"portable": True}}, "some.toml").archive.path == path
+    written = f"x-{path}"
+    assert parse_config(data | {"archive": {"path": written}}, "some.toml").archive.path == written
+    wrong = {DEFAULT_PATH: DEFAULT_ISIC_PATH, DEFAULT_ISIC_PATH: DEFAULT_PATH}[path]
+    assert refused(data | {"archive": {"path": wrong}}).startswith("archive.path: unknown field ")
 
 
 def test_every_problem_that_a_rule_knows_is_about_a_key_that_exists() -> None:

@@ -89,10 +89,10 @@ def test_volumes_hold_all_items_within_the_bound(sizes: list[tuple[int, int]], b
     assert all(count > 0 for count in volumes)
     ends = list(itertools.accumulate(volumes))
     for start, end in zip([0, *ends], ends, strict=False):
-        held = [max(0, size) for size in plain[start:end]]
+        held = [max(1, size) for size in plain[start:end]]
         assert bound == 0 or len(held) == 1 or sum(held) <= bound
         if bound and end < len(plain):
-            assert sum(held) + max(0, plain[end]) > bound
+            assert sum(held) + max(1, plain[end]) > bound
     if bound == 0:
         assert len(volumes) <= 1
 
