@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pipeline.cli.common import Echo, verbosity_options
+from pipeline.cli.ls import explain_folder
 from pipeline.cli.progress import byte_progress, printable
 from pipeline.errors import ItemsFailedError
 from pipeline.units import render_size
@@ -51,6 +52,8 @@ def extract(
     from pipeline.archive.extract import Selection, choose_files, extract_files
     from pipeline.archive.reader import ArchiveReader
 
+    if Path(archive).is_dir():
+        raise explain_folder(Path(archive), "extract")
     echo = Echo(quiet=quiet, verbose=verbose)
     selection = Selection(frozenset(items), paths)
     counts = {"written": 0, "kept": 0, "failed": 0}

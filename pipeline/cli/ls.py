@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +11,7 @@ import click
 import msgspec
 
 from pipeline.cli.progress import printable
+from pipeline.errors import UsageError
 from pipeline.units import render_size
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ def ls(archive: str, kind: Kind, *, is_long: bool, as_json: bool, index: Path | 
     """
     from pipeline.archive.reader import ArchiveReader
 
+    if Path(archive).is_dir():
+        raise explain_folder(Path(archive))
     with ArchiveReader(archive, index) as reader:
         if as_json:
             encode = msgspec.json.Encoder().encode
@@ -95,6 +99,22 @@ def ls(archive: str, kind: Kind, *, is_long: bool, as_json: bool, index: Path | 
             return
         for line in render_table(lambda: list_rows(reader, kind), COLUMNS[kind, is_long], is_long=is_long):
             click.echo(line)
+
+
+def explain_folder(folder: Path, command: str = "ls") -> UsageError:
+    """What to name to `command` in place of a folder: the archives of the run that it is, or that lie in it."""
+    run = (folder / "run.json").is_file()
+    found = sorted((folder / "archives" if run else folder).glob("*.tar.xz"))
+    what = "the folder of a run" if run else "a folder"
+    if found:
+        shown = ", ".join(printable(path.name) for path in found[:10])
+        more = f" and {len(found) - 10:,} more" if len(found) > 10 else ""
+        hint = f"it has {shown}{more}: medhaul {command} {shlex.quote(str(found[0]))}"
+    elif run:
+        hint = f"it has no archive yet: see medhaul status {shlex.quote(str(folder))}"
+    else:
+        hint = "name a .tar.xz file or an http(s) URL of one"
+    return UsageError(f"{printable(str(folder))}: {what}, not an archive", hint=hint)
 
 
 def list_rows(reader: ArchiveReader, kind: Kind) -> Iterator[ItemRow | FileRow | FrameRow]:

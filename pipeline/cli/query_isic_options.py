@@ -18,6 +18,7 @@ import click
 
 from pipeline.cli.common import make_echo
 from pipeline.cli.isic_images import Images, Wanted, read_wanted
+from pipeline.cli.query_demo import ask_demo
 from pipeline.cli.query_table import Form, Output, choose_columns, choose_form, form_options, print_lines
 from pipeline.errors import ConfigError, UsageError
 from pipeline.sources.isic_dsl import review_query
@@ -50,7 +51,9 @@ def _parse_seconds(_: click.Context, parameter: click.Parameter, value: str | No
 
 
 _SITE_OPTIONS = (
-    click.option("--base-url", envvar="MEDHAUL_ISIC_BASE_URL", help="Of the API: .../api/v2 (the ISIC Archive's)."),
+    click.option(
+        "--base-url", envvar="MEDHAUL_ISIC_BASE_URL", help="Of the API: .../api/v2 (the ISIC Archive's), or demo."
+    ),
     click.option(
         "--expire",
         callback=_parse_seconds,
@@ -148,8 +151,17 @@ def patience() -> Iterator[None]:
         waiting.cancel()
 
 
-def open_client(*, base_url: str | None, expire: float | None, refresh: bool, offline: bool, wait: float) -> IsicClient:
-    """A client as the options and the environment say. Raises `UsageError`, `ConfigError`, `CredentialsError`."""
+@contextlib.contextmanager
+def open_client(
+    *, base_url: str | None, expire: float | None, refresh: bool, offline: bool, wait: float
+) -> Iterator[IsicClient]:
+    """Yield a client as the options and the environment say.
+
+    Raises
+    ------
+    UsageError, ConfigError, CredentialsError, StorageError
+        Where these cannot be.
+    """
     from pipeline.sources.isic_client import BASE_URL, IsicClient
     from pipeline.sources.isic_token import find_token
     from pipeline.transport.retry import Policy
@@ -158,16 +170,21 @@ def open_client(*, base_url: str | None, expire: float | None, refresh: bool, of
         raise UsageError("--refresh and --offline contradict each other", hint="give one of them")
     if logging.getLogger("medhaul").isEnabledFor(logging.DEBUG):
         logging.getLogger("pipeline.sources").setLevel(logging.INFO)  # repetitions and their reasons
-    return IsicClient(
-        base_url or BASE_URL,
-        token=find_token(),
-        expire=86_400.0 if expire is None else expire,
-        pages_expire=_PAGES_EXPIRE if expire is None else expire,
-        refresh=refresh,
-        offline=offline,
-        policy=Policy(attempts=6, deadline=wait),
-        attempt_seconds=min(wait, 300.0),
-    )
+    with (
+        ask_demo(base_url or BASE_URL, "isic") as place,
+        IsicClient(
+            place.base_url,
+            token=find_token(),
+            cache_dir=place.cache_dir,
+            expire=86_400.0 if expire is None else expire,
+            pages_expire=_PAGES_EXPIRE if expire is None else expire,
+            refresh=refresh,
+            offline=offline,
+            policy=Policy(attempts=6, deadline=wait),
+            attempt_seconds=min(wait, 300.0),
+        ) as client,
+    ):
+        yield client
 
 
 class Rows(Output):

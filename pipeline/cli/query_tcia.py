@@ -29,6 +29,7 @@ from pipeline.cli.query_tcia_options import (
 )
 from pipeline.cli.query_tcia_search import counts, doi, search
 from pipeline.errors import ConfigError, ItemsFailedError, SiteUnavailableError, UsageError
+from pipeline.sources.tcia_lines import explain_no_uid
 from pipeline.sources.tcia_rows import Description, Patient, Series, SeriesMetadata, Study, Tag, sql_columns
 
 if TYPE_CHECKING:
@@ -238,13 +239,21 @@ def metadata(
     keep = make_filter(where, SeriesMetadata)
     given = sys.stdin.read().split() if series_uids == ("-",) else series_uids
     asked = list(dict.fromkeys(given))
-    found = client.series_metadata(asked)
-    give_series(client, output, keep(found), SeriesMetadata, uids=uids, manifest=manifest)
-    missing = sorted(set(asked) - {one.SeriesInstanceUID for one in found})
+    for uid in asked:
+        if why := explain_no_uid(uid):
+            raise UsageError(f"{uid[:80]!r} is no DICOM UID ({why})", hint="digits and dots, 64 at most")
+    found = client.look_up().ask(asked)
+    if found.unanswered and not found.rows:
+        raise SiteUnavailableError("; ".join(list(found.unanswered.values())[:1]), hint="try again later")
+    give_series(client, output, keep(found.rows), SeriesMetadata, uids=uids, manifest=manifest)
+    missing = sorted({**found.unknown, **found.unanswered})
     if missing:
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
         text = f"TCIA does not know {len(missing):,} of {len(asked):,} series: {', '.join(missing[:5])}{more}"
-        raise ItemsFailedError(text, hint="they may be withdrawn or restricted")
+        said = next(filter(None, (*found.unanswered.values(), *found.unknown.values())), "")
+        raise ItemsFailedError(
+            text + (f"; it said: {said}" if said else ""), hint="they may be withdrawn or restricted"
+        )
 
 
 @tcia.command()

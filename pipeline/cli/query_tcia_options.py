@@ -18,6 +18,7 @@ import click
 import msgspec
 
 from pipeline.cli.common import make_echo
+from pipeline.cli.query_demo import ask_demo
 from pipeline.cli.query_table import Output, choose_form, form_options, print_lines
 from pipeline.errors import ConfigError, UsageError
 from pipeline.sources.tcia_rows import Description, Patient, Row, Series, SeriesMetadata, Study, sql_columns
@@ -76,7 +77,9 @@ def _parse_seconds(_: click.Context, parameter: click.Parameter, value: str) -> 
 
 
 _SITE_OPTIONS = (
-    click.option("--base-url", envvar="MEDHAUL_TCIA_BASE_URL", help="Of the API: .../nbia-api/services (TCIA's)."),
+    click.option(
+        "--base-url", envvar="MEDHAUL_TCIA_BASE_URL", help="Of the API: .../nbia-api/services (TCIA's), or demo."
+    ),
     click.option(
         "--api",
         type=click.Choice(["auto", "v4", "v1"]),
@@ -152,10 +155,17 @@ def list_options(command: F) -> F:
     return row_options(command)
 
 
+@contextlib.contextmanager
 def open_client(
     *, base_url: str | None, api: Any, expire: float, refresh: bool, offline: bool, wait: float
-) -> TciaClient:
-    """A client as the options and the environment say. Raises `UsageError`, `ConfigError`, `CredentialsError`."""
+) -> Iterator[TciaClient]:
+    """Yield a client as the options and the environment say.
+
+    Raises
+    ------
+    UsageError, ConfigError, CredentialsError, StorageError
+        Where these cannot be.
+    """
     from pipeline.sources.tcia_api import BASE_URL
     from pipeline.sources.tcia_client import TciaClient
     from pipeline.sources.tcia_token import find_credentials
@@ -165,16 +175,21 @@ def open_client(
         raise UsageError("--refresh and --offline contradict each other", hint="give one of them")
     if logging.getLogger("medhaul").isEnabledFor(logging.DEBUG):
         logging.getLogger("pipeline.sources").setLevel(logging.INFO)  # repetitions and their reasons
-    return TciaClient(
-        base_url or BASE_URL,
-        api=api,
-        credentials=find_credentials(),
-        expire=expire,
-        refresh=refresh,
-        offline=offline,
-        policy=Policy(attempts=5, deadline=wait),
-        attempt_seconds=min(wait, 300.0),
-    )
+    with (
+        ask_demo(base_url or BASE_URL, "tcia") as place,
+        TciaClient(
+            place.base_url,
+            api=api,
+            credentials=find_credentials(),
+            cache_dir=place.cache_dir,
+            expire=expire,
+            refresh=refresh,
+            offline=offline,
+            policy=Policy(attempts=5, deadline=wait),
+            attempt_seconds=min(wait, 300.0),
+        ) as client,
+    ):
+        yield client
 
 
 def combine(chosen: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:

@@ -6,6 +6,7 @@ Names and shapes: https://cbiit.github.io/NBIA-TCIA/nbia-api.yaml (v4), and the 
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -78,8 +79,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     kept: bool = True
 
 
-def _rows(kind: type[rows.Row]) -> Parse:
-    return lambda data: rows.read_rows(kind, body.parse_records(data))
+def _rows(kind: type[rows.Row], *, lenient: bool = False) -> Parse:
+    return lambda data: rows.read_rows(kind, body.parse_records(data, lenient=lenient), lenient=lenient)
 
 
 def _values(column: str) -> Parse:
@@ -123,8 +124,9 @@ ENDPOINTS: dict[str, Endpoint] = {
     "getUpdatedSeries": Endpoint(parse=_rows(rows.Series)),
     "getSeriesSize": Endpoint(parse=_rows(rows.SeriesSize)),
     "getSOPInstanceUIDs": Endpoint(parse=_rows(rows.Instance)),
-    "getSeriesMetadata": Endpoint(parse=_rows(rows.SeriesMetadata), versions=_ONLY_V4, method="POST"),
-    "getSeriesMetaData": Endpoint(parse=_rows(rows.SeriesMetadata), versions=("v2", "v1")),
+    # Who asks for these names each series, and so sees which rows are missing.
+    "getSeriesMetadata": Endpoint(parse=_rows(rows.SeriesMetadata, lenient=True), versions=_ONLY_V4, method="POST"),
+    "getSeriesMetaData": Endpoint(parse=_rows(rows.SeriesMetadata, lenient=True), versions=("v2", "v1")),
     "getSingleImage": Endpoint(parse=_parse_dicom, kept=False),
     "getMD5HashForImage": Endpoint(
         parse=_parse_md5, kept=False, elders_name="getM5HashForImage", elders_spelled={"instance": "SOPInstanceUid"}
@@ -186,6 +188,7 @@ def parse_answer(path: str, data: bytes) -> Any:
     return endpoint.parse(data)
 
 
+@functools.lru_cache(64)
 def parse_base_url(url: str, *, secret: bool = False) -> str:
     """Check a base URL and return the services' root: without version and slash at the end.
 

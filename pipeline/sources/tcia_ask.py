@@ -8,8 +8,8 @@ list of series does not contradict it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,8 @@ from pipeline.errors import ConfigError, SiteUnavailableError, UsageError
 from pipeline.sources.tcia_api import NLST, Parameter, Version, plan_call
 from pipeline.sources.tcia_http import Api, BadAnswerError, RefusedCallError
 from pipeline.sources.tcia_rows import Series
+
+T = TypeVar("T")
 
 # Filters, and the field of a series that each one compares.
 _FIELDS = {
@@ -41,6 +43,28 @@ _OF_SERIES = {
     *("getSOPInstanceUIDs", "getSeriesMetadata", "getSeriesMetaData", "getDicomTags", *_COLUMNS),
 }
 _TRY_LATER = "the site's database may be failing: try again later"
+_OUTAGE = 300.0  # seconds for which a host that did not answer is not asked again
+
+
+class NlstUnavailableError(SiteUnavailableError):
+    """The main host certainly has nothing, and the host of NLST, which may, does not answer as it should."""
+
+
+class Outage:
+    """What one client remembers of the host of NLST, so that not each question waits for a host that is down."""
+
+    def __init__(self) -> None:
+        self._error: SiteUnavailableError | None = None
+        self._until = 0.0
+
+    def recall(self, now: float) -> SiteUnavailableError | None:
+        """Why the host did not answer, if that was a moment ago; `now` of the same clock as for `note`."""
+        return self._error if now < self._until else None
+
+    def note(self, error: SiteUnavailableError, now: float) -> None:
+        """Remember that there was no answer at all; an answer that is wrong is one."""
+        if not isinstance(error, BadAnswerError):
+            self._error, self._until = error, now + _OUTAGE
 
 
 class Hosts(msgspec.Struct, frozen=True):
@@ -55,7 +79,11 @@ class Hosts(msgspec.Struct, frozen=True):
         if isinstance(collection, str):
             return (self.nlst or self.main,) if is_nlst(collection) else (self.main,)
         named = {"patient", "study", "series", "instance", "list"} & set(params)
-        return (self.main, self.nlst) if named and self.nlst not in {"", self.main} else (self.main,)
+        return (self.main, self.nlst) if named and self.is_apart(self.nlst) else (self.main,)
+
+    def is_apart(self, root: str) -> bool:
+        """Say whether it is the host that NLST has for itself."""
+        return root == self.nlst and root not in {"", self.main}
 
 
 def is_nlst(collection: str) -> bool:
@@ -74,10 +102,11 @@ def match_series(found: Sequence[Series], params: Mapping[str, Parameter]) -> li
 class Question:
     """One question with one end in time, however many calls it takes. For one thread."""
 
-    def __init__(self, api: Api, hosts: Hosts, versions: Sequence[Version]) -> None:
+    def __init__(self, api: Api, hosts: Hosts, versions: Sequence[Version], outage: Outage | None = None) -> None:
         self._api = api
         self._hosts = hosts
         self._versions = versions
+        self._outage = outage or Outage()
         self._end = api.runtime.clock() + api.policy.deadline
         self._names: dict[str, list[str]] = {}
 
@@ -89,14 +118,17 @@ class Question:
         ConfigError
             For a collection that the site does not have, or a call that it refuses.
         SiteUnavailableError
-            When the site does not answer, or contradicts itself.
+            When the site does not answer, or contradicts itself; `NlstUnavailableError` when only NLST's host does so.
         CredentialsError, InterruptedRunError
             As `Api.ask`.
         """
         refusal: RefusedCallError | None = None
         for root in self._hosts.choose(params):
             try:
-                found = self.ask_host(root, name, params)
+                if self._hosts.is_apart(root):
+                    found = self.on_nlst(lambda: self.ask_host(self._hosts.nlst, name, params))
+                else:
+                    found = self.ask_host(root, name, params)
             except RefusedCallError as error:  # so the main host answers for what another one has
                 refusal = refusal or error
                 continue
@@ -105,6 +137,29 @@ class Question:
         if refusal:
             raise refusal
         return None
+
+    def on_nlst(self, work: Callable[[], T]) -> T:
+        """Ask the host of NLST for something. Raises `NlstUnavailableError`, and what else the work raises."""
+        clock = self._api.runtime.clock
+        known = self._outage.recall(clock())
+        if known is None:
+            try:
+                return work()
+            except SiteUnavailableError as error:
+                self._outage.note(error, clock())
+                known = error
+        raise NlstUnavailableError(f"the host of NLST fails: {known}", hint=known.hint or _TRY_LATER)
+
+    def ask_version(
+        self, root: str, name: str, version: Version, params: Mapping[str, Parameter], *, attempts: int = 0
+    ) -> Any:
+        """What one version says; None when it says nothing, which is not compared with anything. Raises as `Api.ask`.
+
+        `attempts`: with less patience than the client has.
+        """
+        call = plan_call(name, version, params)
+        assert call is not None, "the caller knows what the version has"
+        return self._api.ask(root, call, self._end, attempts=attempts)
 
     def ask_host(self, root: str, name: str, params: Mapping[str, Parameter]) -> Any:
         """The answer of one host, by the first version that has one; else as `ask`."""
@@ -122,10 +177,10 @@ class Question:
                 return found
         if failure:
             raise failure
-        self._confirm_empty(root, name, params)
+        self.confirm_empty(root, name, params)
         return None
 
-    def _confirm_empty(self, root: str, name: str, params: Mapping[str, Parameter]) -> None:
+    def confirm_empty(self, root: str, name: str, params: Mapping[str, Parameter]) -> None:
         """Return when it is plausible that there is nothing; else raise as `ask`."""
         where = f"{root}: {name}"
         listed = self._collections(root)
@@ -156,7 +211,7 @@ class Question:
             series = [row for row in series if getattr(row, column) is not None]
         if series:
             text = f"{where}: nothing, although getSeries lists {len(series)} such series"
-            raise SiteUnavailableError(f"{text}, as {series[0].SeriesInstanceUID}", hint=_TRY_LATER)
+            raise BadAnswerError(f"{text}, as {series[0].SeriesInstanceUID}", hint=_TRY_LATER)
 
     def _check_collection(self, root: str, collection: str, listed: list[str]) -> None:
         by_case = {name.casefold(): name for name in listed}

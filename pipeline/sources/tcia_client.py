@@ -33,7 +33,8 @@ from pipeline.sources.tcia_token import Credentials, TokenSource, shared_token
 from pipeline.transport.retry import Policy, Runtime
 
 if TYPE_CHECKING:
-    from pipeline.sources.tcia_ask import Hosts, Question
+    from pipeline.sources.tcia_ask import Hosts, Outage, Question
+    from pipeline.sources.tcia_metadata import MetadataLookup
 
 logger = logging.getLogger(__name__)
 Api = Literal["auto", "v4", "v1"]
@@ -41,9 +42,6 @@ T = TypeVar("T")
 Day = dt.date | str
 Counted = Literal["collection", "modality", "body_part", "manufacturer", "species"]
 
-BATCH = 1000  # UIDs in one request for metadata
-# More requests than that, one for each series, are not made where the batched call fails.
-_SINGLE_CALLS = 200
 _COUNTS: dict[Counted, str] = {
     "collection": "getCollectionValuesAndCounts",
     "modality": "getModalityValuesAndCounts",
@@ -124,6 +122,7 @@ class TciaClient:
             "attempt_seconds": attempt_seconds,
         }
         self._api: Any = None
+        self._outage: Outage | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -144,14 +143,18 @@ class TciaClient:
         """Where a collection's series are had: the root of the services, without a version."""
         return self._hosts().choose({"collection": collection})[0]
 
-    def collections(self) -> list[str]:
-        """All collections. Where the host of NLST does not answer, that one is left out with a warning."""
+    def collections(self, *, nlst: bool = True) -> list[str]:
+        """All collections. Where the host of NLST does not answer, that one is left out with a warning.
+
+        `nlst=False`: those of the main host, and the other one is not asked.
+        """
         from pipeline.sources.tcia_ask import is_nlst
 
         names = set(self._ask(str, "getCollectionValues"))
-        if self._nlst and self._nlst != self._main:
+        if nlst and self._hosts().is_apart(self._nlst):
+            question = self._question()
             try:
-                found = self._question().ask_host(self._nlst, "getCollectionValues", {})
+                found = question.on_nlst(lambda: question.ask_host(self._nlst, "getCollectionValues", {}))
                 names |= {name for name in found if is_nlst(name)}
             except SiteUnavailableError as error:
                 logger.warning("NLST is not among the collections: %s", error)
@@ -214,33 +217,23 @@ class TciaClient:
         return sorted(found.SOPInstanceUID for found in self._ask(Instance, "getSOPInstanceUIDs", series=_uid(series)))
 
     def series_metadata(self, series: Iterable[str]) -> list[SeriesMetadata]:
-        """All that the site says about series, in the order asked for. What it does not know is not in the list."""
-        asked = list(dict.fromkeys(map(_uid, series)))
-        found: dict[str, SeriesMetadata] = {}
-        for start in range(0, len(asked), BATCH):
-            batch = asked[start : start + BATCH]
-            question = self._question()
-            for root in self._hosts().choose({"list": ""}):
-                missing = [uid for uid in batch if uid not in found]
-                rows = self._batch(question, root, missing) if missing else []
-                for row in rows:
-                    if row.SeriesInstanceUID in batch:
-                        found.setdefault(row.SeriesInstanceUID, row)
-        return [found[uid] for uid in asked if uid in found]
+        """All that the site says about series, in the order asked for. What it does not know is not in the list.
 
-    def _batch(self, question: Question, root: str, uids: list[str]) -> list[SeriesMetadata]:
-        from pipeline.sources.tcia_http import BadAnswerError
+        Where only some could not be asked for, a warning names one; see `look_up` for which and why.
+        """
+        found = self.look_up().ask(list(map(_uid, series)))
+        if found.unanswered:
+            uid, said = next(iter(found.unanswered.items()))
+            if not found.rows:
+                raise SiteUnavailableError(f"{uid}: {said}", hint="try again later")
+            logger.warning("nobody can tell of %d series, as %s: %s", len(found.unanswered), uid, said)
+        return found.rows
 
-        if "v4" in self._versions:
-            try:
-                return question.ask_host(root, "getSeriesMetadata", {"list": ",".join(uids)}) or []
-            except BadAnswerError:
-                if len(self._versions) == 1 or len(uids) > _SINGLE_CALLS:
-                    raise
-        rows: list[SeriesMetadata] = []
-        for uid in uids:
-            rows += self._question().ask_host(root, "getSeriesMetaData", {"series": uid}) or []
-        return rows
+    def look_up(self) -> MetadataLookup:
+        """Ask for the metadata of very many series, piece by piece, and learn of those that did not come why."""
+        from pipeline.sources.tcia_metadata import MetadataLookup
+
+        return MetadataLookup(self._question, self._hosts(), self._versions)
 
     def image_md5(self, instance: str) -> str | None:
         """The MD5 that the site has for an instance, if any."""
@@ -362,9 +355,10 @@ class TciaClient:
         return self._api
 
     def _question(self) -> Question:
-        from pipeline.sources.tcia_ask import Question
+        from pipeline.sources.tcia_ask import Outage, Question
 
-        return Question(self._connect(), self._hosts(), self._versions)
+        self._outage = self._outage or Outage()
+        return Question(self._connect(), self._hosts(), self._versions, self._outage)
 
     def _ask_one(self, name: str, **params: Parameter | None) -> Any:
         return self._question().ask(name, {key: value for key, value in params.items() if value is not None})

@@ -143,6 +143,8 @@ class NbiaFetcher:
         self._token: TokenSource | None = None
         self._used: set[str] = set()  # tokens, one every two hours or so
         self._trusted: frozenset[str] = frozenset()
+        self._lock = threading.Lock()
+        self._promised = 0  # bytes of scratch that zips of unknown size may take, of those under way
         self._base = settings.base_url
         credentials = find_credentials(Path(settings.credentials) if settings.credentials else None)
         if credentials is not None:
@@ -251,7 +253,20 @@ class NbiaFetcher:
         """Download and check a zip, by the first version of the API that has it whole."""
         item = entry.item
         path = self._store.path(key, ".part")
-        limit, inflated = plan_limits(item, self._store.free())
+        with self._lock:
+            limit, inflated = plan_limits(item, self._store.free() - self._promised)
+            promised = limit if item.bytes < 0 else 0
+            self._promised += promised
+        try:
+            return path, self._download(key, entry, path, deadline, limit=limit, inflated=inflated)
+        finally:
+            with self._lock:
+                self._promised -= promised
+
+    def _download(
+        self, key: Key, entry: Entry, path: Path, deadline: float, *, limit: int, inflated: int
+    ) -> list[Found]:
+        item = entry.item
 
         def accept(path: Path) -> list[Found]:
             # Of a cut item only a piece is wanted now; and unstated bytes might be more than fit.
@@ -270,7 +285,7 @@ class NbiaFetcher:
             ask_until = deadline if errors else now + (deadline - now) * FIRST_SHARE
             statuses: list[int] = []
             try:
-                return path, self._ask(
+                return self._ask(
                     f"{root}/{call}", path, accept, statuses, limit=limit, deadline=deadline, ask_until=ask_until
                 )
             except ItemError as error:

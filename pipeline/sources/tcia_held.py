@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 import threading
@@ -111,7 +110,7 @@ class Store:
         """Move an image to `path`; False where it is not there, since it was taken. Raises `StorageError`."""
         with storage_errors(path):
             try:
-                os.rename(f"{self.path(key, '.images')}/{md5}", path)
+                (self.path(key, ".images") / md5).rename(path)
             except FileNotFoundError:
                 return False
         return True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import msgspec
+
 from pipeline.sources.api_http import ApiSession, BadAnswerError, RefusedCallError, Request
 from pipeline.sources.tcia_api import ENDPOINTS, Call, parse_answer
 
@@ -19,11 +21,20 @@ class Api(ApiSession):
     def __init__(self, **options: Any) -> None:
         super().__init__(parse_answer, logger, **options)
 
-    def ask(self, root: str, call: Call, end: float, *, fresh: bool = False) -> Any:
-        """What a call gives, read; None when the site keeps saying nothing. Parameters and errors as `ask_request`."""
+    def ask(self, root: str, call: Call, end: float, *, fresh: bool = False, attempts: int = 0) -> Any:
+        """What a call gives, read; None when the site keeps saying nothing. Parameters and errors as `ask_request`.
+
+        `attempts`: failures after which it is given up, if the policy has more patience.
+        """
         kept = ENDPOINTS[call.endpoint].kept
         request = Request(
             url=f"{root}/{call.path}", path=call.endpoint, method=call.method, params=call.params, kept=kept
         )
-        answer = self.ask_request(request, end, fresh=fresh)
+        policy = self.policy
+        if attempts:
+            self.policy = msgspec.structs.replace(policy, attempts=min(attempts, policy.attempts))
+        try:
+            answer = self.ask_request(request, end, fresh=fresh)
+        finally:
+            self.policy = policy
         return answer.value if answer else None

@@ -291,10 +291,11 @@ def sql_columns(kind: type[Row]) -> dict[str, str]:
     return {field.name: types.get(hints[field.name], "VARCHAR") for field in msgspec.structs.fields(kind)}
 
 
-def read_rows(kind: type[T], records: Iterable[Mapping[str, object]]) -> list[T]:
+def read_rows(kind: type[T], records: Iterable[Mapping[str, object]], *, lenient: bool = False) -> list[T]:
     """Turn objects of an answer into records, each once; an answer of nothing but `{}` is an empty list.
 
-    Of two spellings of one field, the first that says something counts.
+    Of two spellings of one field, the first that says something counts. `lenient`: rows without their identifying
+    field are passed over, unless there are no others.
 
     Raises
     ------
@@ -302,7 +303,7 @@ def read_rows(kind: type[T], records: Iterable[Mapping[str, object]]) -> list[T]
         When a row lacks its identifying field, naming the row's number and what it has.
     """
     found: dict[T, None] = {}
-    bare = 0
+    bare, problem = 0, ""
     assert issubclass(kind, Row)
     names, readers, required = _readers(kind)
     for number, record in enumerate(records, 1):
@@ -314,13 +315,16 @@ def read_rows(kind: type[T], records: Iterable[Mapping[str, object]]) -> list[T]
             field = names.get(squeeze(key))
             if field is not None and raw is not None and values.get(field) is None:
                 values[field] = readers[field](raw)
-        for field in required:
-            if values.get(field) is None:
-                has = ", ".join(sorted(clean_text(key)[:40] for key in record)[:8])
-                raise ShapeError(f"row {number} has no usable {field}, but {has}")
+        lacking = next((field for field in required if values.get(field) is None), "")
+        if lacking:
+            has = ", ".join(sorted(clean_text(key)[:40] for key in record)[:8])
+            problem = problem or f"row {number} has no usable {lacking}, but {has}"
+            continue
         found[kind(**values)] = None
     if bare and found:
-        raise ShapeError(f"row {bare} is empty")
+        problem = problem or f"row {bare} is empty"
+    if problem and not (lenient and found):
+        raise ShapeError(problem)
     return list(found)
 
 

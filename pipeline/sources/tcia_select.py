@@ -8,19 +8,22 @@ keys choose among what is found.
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from pipeline.errors import ConfigError
+from pipeline.dicom.header import is_uid
+from pipeline.errors import ConfigError, SiteUnavailableError
 from pipeline.settings import SelectTcia
 from pipeline.sources.duck import compose, quote_name
 from pipeline.sources.idc_select import Condition, fold_name
-from pipeline.sources.tcia_ask import is_nlst
-from pipeline.sources.tcia_client import BATCH, TciaClient
+from pipeline.sources.tcia_api import NLST
+from pipeline.sources.tcia_ask import NlstUnavailableError, is_nlst
+from pipeline.sources.tcia_client import TciaClient
 from pipeline.sources.tcia_inputs import SeriesList
+from pipeline.sources.tcia_lines import explain_no_uid
+from pipeline.sources.tcia_metadata import BATCH
 from pipeline.sources.tcia_rows import Series
 from pipeline.sources.tcia_table import COLUMNS, SeriesTable
 from pipeline.sources.where import check_where
@@ -34,16 +37,27 @@ NAME_KEYS = {
     "patients": "PatientID",
 }
 ID_KEYS = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID"}
+# What is looked for as a whole.
+KINDS = {"collections": "collection", "patients": "patient", "studies": "study"}
 SHOWN = 10
 _AT_ONCE = 10 * BATCH
 _FIELDS = tuple(COLUMNS)
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """Series of a cart or manifest that nobody has: withdrawn, restricted, or never there. `names` in order."""
+    """What was asked for and is not there: withdrawn, restricted, never there, or on a host that does not answer.
+
+    Attributes
+    ----------
+    names
+        SeriesInstanceUIDs; others begin with what they are, such as `collection NLST`. In order.
+    said
+        Why, where more is known than that nobody has it.
+    """
 
     names: tuple[str, ...] = ()
     asked: int = 0
+    said: dict[str, str] = {}
 
 
 def choose_values(
@@ -100,9 +114,10 @@ def explain_nothing(conditions: Sequence[Condition], counts: Sequence[int]) -> C
 
 def check_uids(key: str, names: Sequence[str]) -> Sequence[str]:
     """Return the names if all are UIDs. Raises `ConfigError` with the first that is none. Pure."""
-    wrong = next((name for name in names if not re.fullmatch(r"[0-9.]{1,64}", name)), None)
+    wrong = next((name for name in names if explain_no_uid(name)), None)
     if wrong is not None:
-        raise ConfigError(f"select.tcia.{key}: {wrong[:80]!r} is no UID", hint="digits and dots, 64 at most")
+        said = f"{wrong[:80]!r} is no UID ({explain_no_uid(wrong)})"
+        raise ConfigError(f"select.tcia.{key}: {said}", hint="digits and dots, 64 at most")
     return names
 
 
@@ -114,7 +129,8 @@ class Finder:
     notes
         What people should know of it.
     unknown
-        Series of a cart or manifest that neither TCIA nor (where it is used) the IDC's index has.
+        What neither TCIA nor (where it is used) the IDC's index has, though a list names it; what the host of NLST may
+        have while it does not answer; and what the site lists with something else than a UID.
     """
 
     def __init__(
@@ -126,6 +142,10 @@ class Finder:
         self._listed = listed
         self._use_index = use_index
         self._known: list[str] | None = None
+        self._said: dict[str, str] = {}  # of listed series that did not come
+        self._unanswered: dict[str, str] = {}  # of those, or of a whole `collection NAME`, that nobody could tell of
+        self._lost: dict[str, list[str]] = {}  # values of keys that the host of NLST may have
+        self._no_uids: dict[str, None] = {}
         self.notes: list[str] = []
         self.unknown = Unknown()
 
@@ -144,10 +164,10 @@ class Finder:
             self._find_listed()
         elif wanted.collections:
             known = self._collections()
-            if not any(is_nlst(name) for name in known):  # its host did not answer: that is told by asking it
-                known = [*known, *(name for name in wanted.collections if is_nlst(name))]
+            if any(map(is_nlst, wanted.collections)):  # whether its host has it is told by asking it
+                known = list({*known, NLST})
             for name in choose_values("collections", wanted.collections, known, "among TCIA's"):
-                self._table.add_series(self._client.series(collection=name))
+                self._find_one("collections", name, collection=name)
         else:
             self._find_one_by_one()
         if self._use_index:
@@ -160,18 +180,36 @@ class Finder:
 
     def _collections(self) -> list[str]:
         if self._known is None:
-            self._known = self._client.collections()
+            self._known = self._client.collections(nlst=False)
         return self._known
+
+    def _take(self, rows: Iterable[Series]) -> None:
+        """Take in rows of the site; no task could fetch a series that has no UID."""
+
+        def named() -> Iterator[Series]:
+            for row in rows:
+                if is_uid(row.SeriesInstanceUID):
+                    yield row
+                else:
+                    self._no_uids[row.SeriesInstanceUID] = None
+
+        self._table.add_series(named())
+
+    def _find_one(self, key: str, value: str, **filters: str) -> bool:
+        """Ask for the series of a collection, patient or study; say whether there may be any."""
+        try:
+            found = self._client.series(**filters)
+        except NlstUnavailableError as error:
+            self._lost.setdefault(key, []).append(value)
+            self._unanswered[f"{KINDS[key]} {value}"] = str(error)
+            return True
+        self._take(found)
+        return bool(found)
 
     def _find_one_by_one(self) -> None:
         key = "studies" if self._wanted.studies else "patients"
         values = tuple(dict.fromkeys(getattr(self._wanted, key)))
-        missing = []
-        for value in values:
-            found = self._client.series(study=value) if key == "studies" else self._client.series(patient=value)
-            self._table.add_series(found)
-            if not found:
-                missing.append(value)
+        missing = [value for value in values if not self._find_one(key, value, **{KINDS[key]: value})]
         if missing:
             raise explain_missing(key, missing, len(values), "at TCIA")
 
@@ -204,9 +242,12 @@ class Finder:
             add(check_uids("series", wanted.series))
         if not table.count("wanted") and lists > 1:
             raise ConfigError("nothing selected: no series is in all of manifest, cart and series", hint="drop one")
+        look_up = self._client.look_up()
         for batch in table.wanted(_AT_ONCE):
-            rows = self._client.series_metadata(batch)
-            table.add_series(Series(**{name: getattr(row, name) for name in _FIELDS}) for row in rows)
+            found = look_up.ask(batch, table.outside_nlst(batch) if self._use_index else ())
+            table.add_series(Series(**{name: getattr(row, name) for name in _FIELDS}) for row in found.rows)
+            self._said |= {uid: said for uid, said in found.unknown.items() if said}
+            self._unanswered |= found.unanswered
 
     def _resolve_folders(self) -> None:
         count = self._table.count("wanted")
@@ -215,28 +256,33 @@ class Finder:
 
     def _check_found(self) -> None:
         """Tell what was asked for one by one and is nowhere."""
-        asked = self._table.count("wanted")
-        if not asked and not self.unknown.names:
-            return
-        missing = [
-            uid
-            for (uid,) in self._table.stream(
-                "SELECT uid FROM wanted WHERE uid NOT IN (SELECT SeriesInstanceUID FROM series) ORDER BY uid"
-            )
-        ]
+        table, typed = self._table, set(self._wanted.series)
+        asked = table.count("wanted")
+        sql = "SELECT uid FROM wanted WHERE uid NOT IN (SELECT SeriesInstanceUID FROM series) ORDER BY uid"
+        missing = [uid for (uid,) in table.stream(sql)] if asked else []
         place = "at TCIA or in the IDC's index" if self._use_index else "at TCIA"
-        typed = set(self._wanted.series)
-        if wrong := [uid for uid in missing if uid in typed]:
+        if wrong := [uid for uid in missing if uid in typed and uid not in self._unanswered]:
             raise explain_missing("series", wrong, len(typed), place)
+        whole = [name for name in self._unanswered if name.startswith(tuple(KINDS.values()))]
+        said = {name: self._unanswered.get(name) or self._said.get(name, "") for name in (*whole, *missing)}
+        said |= dict.fromkeys(self._no_uids, "what the site calls them is no UID")
+        names = (*self.unknown.names, *said)
         total = max(self.unknown.asked, asked)
-        self.unknown = Unknown((*self.unknown.names, *missing), total)
-        if not self.unknown.names:
-            return
-        said = describe_unknown(self.unknown, place)
-        if not self._table.count("series"):
+        self.unknown = Unknown(names, total, {name: why for name, why in said.items() if why})
+        notes = describe_unknown(self.unknown, place)
+        if names and not table.count("series"):
+            if self._unanswered:
+                name, why = next(iter(self._unanswered.items()))
+                raise SiteUnavailableError(f"{name}: {why}", hint="try again later; nothing else was found")
             hint = "they may be withdrawn or restricted, or of another site; check where the list comes from"
-            raise ConfigError(said, hint=hint)
-        self.notes.append(said)
+            raise ConfigError(notes[0], hint=hint)
+        self.notes += notes
+        only_idc = [uid for uid in self._unanswered if uid not in said]
+        if only_idc:
+            why = self._unanswered[only_idc[0]]
+            self.notes.append(
+                f"{len(only_idc):,} series are taken as the IDC's index has them, for NBIA was no help: {why}"
+            )
 
     def narrow(self) -> None:
         """Choose among what was found, into the table `chosen`: the rows, each series once, with a number `n`.
@@ -249,7 +295,9 @@ class Finder:
         table, wanted = self._table, self._wanted
         conditions = []
         for key, column in (NAME_KEYS | ID_KEYS).items():
-            values: tuple[str, ...] = getattr(wanted, key)
+            lost = {fold_name(value) for value in self._lost.get(key, ())}
+            lost |= {fold_name(uid) for uid in self._unanswered} if key == "series" else set()
+            values = tuple(value for value in getattr(wanted, key) if fold_name(value) not in lost)
             if values:
                 exact = self._choose(key, column, values)
                 sql = f"{quote_name(column)} IN (SELECT unnest(?::VARCHAR[]))"
@@ -282,11 +330,31 @@ class Finder:
         return values
 
 
-def describe_unknown(unknown: Unknown, place: str) -> str:
-    """What to tell of unknown series, in one line. Pure."""
-    count = len(unknown.names)
-    more = f" and {count - SHOWN:,} more" if count > SHOWN else ""
-    return f"{count:,} of {unknown.asked:,} listed series are not {place}: {', '.join(unknown.names[:SHOWN])}{more}"
+def group_reasons(unknown: Unknown) -> dict[str, list[str]]:
+    """Names by why they are not there ("": nobody has them), those first. Pure."""
+    groups: dict[str, list[str]] = {"": []}
+    for name in unknown.names:
+        why = unknown.said.get(name, "")
+        groups.setdefault(why.replace(name, "…"), []).append(name)  # sites name the series that they refuse
+    return groups
+
+
+def describe_unknown(unknown: Unknown, place: str) -> list[str]:
+    """What to tell of unknown series, a line for each reason; ten reasons at most. Pure."""
+    groups = group_reasons(unknown)
+    notes = []
+    for why, names in list(groups.items())[: SHOWN + 1]:
+        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+        shown = f"{', '.join(name if is_uid(name) or ' ' in name else repr(name) for name in names[:SHOWN])}{more}"
+        of = f"{len(names):,} of {unknown.asked:,} listed series are" if unknown.asked else f"{len(names):,} series are"
+        if any(name.startswith(tuple(KINDS.values())) for name in names):
+            notes.append(f"left out: {shown}: {why}")
+        elif names:
+            notes.append(f"{of} left out: {shown}: {why}" if why else f"{of} not {place}: {shown}")
+    if len(groups) > SHOWN + 1:
+        rest = sum(map(len, list(groups.values())[SHOWN + 1 :]))
+        notes.append(f"{rest:,} more are left out for other reasons")
+    return notes
 
 
 def _join(conditions: Sequence[Condition]) -> tuple[str, list[Any]]:

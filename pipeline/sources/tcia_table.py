@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,6 +192,13 @@ class SeriesTable:
         sql = "CREATE OR REPLACE TABLE {table} AS SELECT DISTINCT f.uid FROM {found} f JOIN {table} t ON f.uuid = t.uid"
         self.run(compose(sql, table=table, found=found))
         return missing
+
+    def outside_nlst(self, uids: Sequence[str]) -> set[str]:
+        """Those of some series that the index has in other collections than NLST."""
+        assert self._index is not None, "the caller opened it for this"
+        sql = "SELECT DISTINCT SeriesInstanceUID FROM {index} WHERE SeriesInstanceUID IN (SELECT unnest(?::VARCHAR[])) "
+        sql += "AND lower(collection_id) <> 'nlst'"
+        return {uid for (uid,) in self.fetch(compose(sql, index=self._index.table), [list(uids)])}
 
     def find_in_index(self) -> None:
         """Fill `idc`: one query for all series that were found or wanted. Of two revisions the fuller one counts."""

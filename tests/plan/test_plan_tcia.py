@@ -321,7 +321,7 @@ from pipeline.plan.planner import plan_run
 from pipeline.sources.tcia_rows import Series
 
 class Client:
-    def collections(self):
+    def collections(self, **_):
         return [f"Collection {n}" for n in range(40)]
     def series(self, collection):
         return [Series(SeriesInstanceUID=f"1.3.6.1.4.1.14519.5.2.1.7009.9004.{hash(collection)%10**9}.{n}",

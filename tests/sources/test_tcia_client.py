@@ -347,14 +347,17 @@ def metadata(handler: Handler, asked: Asked) -> None:
 
 
 def test_metadata_in_batches(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """UIDs go in a few forms, each once; rows come as asked for, without what the site does not know."""
-    monkeypatch.setattr("pipeline.sources.tcia_client.BATCH", 3)
+    """UIDs go in a few forms; rows come as asked for, without what the site does not know, which is asked twice."""
+    monkeypatch.setattr("pipeline.sources.tcia_metadata.BATCH", 3)
     site.on("/v4/getSeriesMetadata", metadata)
+    site.on("/v1/getSeriesMetaData", answer(204))
     with client(site) as tcia:
         found = tcia.series_metadata(["1.5", "1.1", "1.9", "1.1", "1.2"])
     assert [(row.SeriesInstanceUID, row.ImageCount) for row in found] == [("1.5", 7), ("1.1", 7), ("1.2", 7)]
     assert [(asked.method, asked.params) for asked in site.asked] == [
         ("POST", {"list": "1.5,1.1,1.9"}),
+        *[("POST", {"list": "1.9"})] * 2,
+        *[("GET", {"SeriesInstanceUID": "1.9"})] * 2,
         ("POST", {"list": "1.2"}),
     ]
 

@@ -191,6 +191,28 @@ def test_how_much_may_come(bench):
     assert (error.reason, len(bench.server.requests)) == ("size", DOUBTS)
 
 
+def test_zips_of_unknown_size_share_what_is_free(bench, monkeypatch):
+    """What one may take by its limit while it comes, another one is not promised as well."""
+    limits: list[int] = []
+    fetcher = bench.fetcher()
+
+    def bring(uid: str) -> None:
+        with pytest.raises(ItemError):
+            fetcher.list_bodies(one(msgspec.structs.replace(bench.item, id=uid, bytes=-1)), soon())
+
+    def stream(url: str, dest: Path, accept: object, *, limit: int, **options: object) -> None:
+        limits.append(limit >> 30)
+        if len(limits) == 1:  # in its midst
+            bring("1.2.3")
+        raise ItemError("checksum", "no")
+
+    monkeypatch.setattr(Store, "free", lambda self: 64 << 30)
+    monkeypatch.setattr(bench.transport, "stream", stream)
+    bring(UID)
+    bring("1.2.4")
+    assert limits == [32, 16, 32]
+
+
 # -- defects of other clients -----------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Step, str]] = {

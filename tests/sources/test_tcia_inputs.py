@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.sources.tcia_inputs import MAX_LINE, read_series_list
+from pipeline.sources.tcia_inputs import read_series_list
+from pipeline.sources.tcia_lines import MAX_LINE
 
 ONE, TWO = "1.3.6.1.4.1.14519.5.2.1.7777.1", "1.3.6.1.4.1.14519.5.2.1.7777.2"
 UUID = "0011aabb-1234-4321-9999-0123456789ab"
