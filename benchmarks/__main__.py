@@ -38,6 +38,7 @@ BENCHMARKS = (
         programs=("nginx",),
     ),
     Benchmark("tcia", ("--series", "20", "--runs", "1")),
+    Benchmark("isic", ("--images", "300", "--runs", "1")),
 )
 
 

@@ -10,6 +10,8 @@ import msgspec
 from pipeline.errors import ItemError
 
 CHUNK = 1 << 20
+# What is read at a time where less is asked for: most images whole, in one system call.
+WINDOW = 128 << 10
 
 
 class ImageHeader(msgspec.Struct, frozen=True):
@@ -35,19 +37,33 @@ class ImageHeader(msgspec.Struct, frozen=True):
 
 
 class ImageFile:
-    """An open file of known size: whatever is read beyond its end makes it `truncated`."""
+    """An open file of known size: whatever is read beyond its end makes it `truncated`.
+
+    It must not change meanwhile: bytes that lie near each other are read once.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.size = os.fstat(fd).st_size
+        self._begin = 0
+        self._window = b""
 
     def read(self, offset: int, count: int, what: str) -> bytes:
         """Exactly `count` bytes at `offset`; `what` says in the message what they are.
 
         Raises `ItemError` `truncated` when the file has not so many, OSError when it cannot be read.
         """
+        at = offset - self._begin
+        if at >= 0 and at + count <= len(self._window):
+            return self._window[at : at + count]
         if offset < 0 or offset + count > self.size:
             raise truncated(f"{what} lies at bytes {offset} to {offset + count} of {self.size}")
+        if count > WINDOW:
+            return self._read(offset, count, what)
+        self._begin, self._window = offset, self._read(offset, min(WINDOW, self.size - offset), what)
+        return self._window[:count]
+
+    def _read(self, offset: int, count: int, what: str) -> bytes:
         parts = []
         while count:
             data = os.pread(self._fd, min(count, CHUNK), offset)
@@ -56,7 +72,7 @@ class ImageFile:
             parts.append(data)
             offset += len(data)
             count -= len(data)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def each(self, offset: int, count: int, what: str) -> Callable[[], bytes]:
         """A reader of these bytes piece by piece, b"" at their end. Raises as `read`."""

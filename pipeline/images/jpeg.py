@@ -88,8 +88,11 @@ def _next_marker(file: ImageFile, position: int) -> tuple[int, int]:
     """Where a marker's segment begins, and which it is; any number of FF may stand before it."""
     if position >= file.size:
         raise truncated("JPEG: it has no end of image (EOI)")
-    if file.read(position, 1, "JPEG marker") != b"\xff":
+    head = file.read(position, min(2, file.size - position), "JPEG marker")
+    if head[0] != 0xFF:
         raise malformed(f"JPEG: no marker at byte {position}")
+    if len(head) == 2 and head[1] != 0xFF:  # as nearly always
+        return position + 2, head[1]
     while True:
         if position >= file.size:
             raise truncated("JPEG: it ends within a marker")

@@ -14,8 +14,9 @@ _PATTERNS = (
     # As an attribute or a simple element, whatever the prefix of the namespace.
     re.compile(rb"ImageSupplierImageID\s{0,16}=\s{0,16}[\"']\s{0,16}" + _ID),
     re.compile(rb"ImageSupplierImageID[^<>]{0,256}>\s{0,256}" + _ID),
-    # A language alternative: title, Alt, li.
-    re.compile(rb"[:<]title[^<>]{0,256}>\s{0,256}(?:<[^<>]{0,256}>\s{0,256}){0,2}" + _ID),
+    # A language alternative: title, Alt, li. What stands before the name is looked at last: a pattern that begins with
+    # letters is found many times faster.
+    re.compile(rb"title(?<=[:<]title)[^<>]{0,256}>\s{0,256}(?:<[^<>]{0,256}>\s{0,256}){0,2}" + _ID),
 )
 
 
