@@ -39,6 +39,7 @@ BENCHMARKS = (
     ),
     Benchmark("tcia", ("--series", "20", "--runs", "1")),
     Benchmark("isic", ("--images", "300", "--runs", "1")),
+    Benchmark("isic_plan", ("--images", "50_000")),
 )
 
 

@@ -34,9 +34,9 @@ class ManifestWriter:
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
-    def compress(self, lines: Iterable[bytes]) -> bytes:
+    def compress(self, lines: bytes | bytearray) -> bytes:
         """One shard's lines as a zstd frame; releases the interpreter lock. Not for several threads at once."""
-        return self._compressor.compress(b"".join(lines))
+        return self._compressor.compress(lines)
 
     def write(self, data: bytes) -> tuple[int, int, str]:
         """Append one shard's zstd frame; return its (offset, length, SHA-256)."""

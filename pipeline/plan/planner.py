@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +35,8 @@ from pipeline.settings import Archive, Config, Shards
 
 # Seconds after which the folder of a plan that never ended is taken to be left behind.
 UNFINISHED_AGE = 24 * 3600.0
+# Lines of a shard that are too many to be held beside the next one's.
+AHEAD_BYTES = 16 << 20
 
 
 class Layout(NamedTuple):
@@ -217,7 +219,7 @@ def _write_manifest(
     with storage_errors(folder), (folder / "manifest.jsonl.zst").open("wb") as out:
         writer = ManifestWriter(out)
         # The settings that decide the archives' bytes are part of what the manifest's SHA-256 stands for.
-        writer.write(writer.compress([msgspec.json.encode(header) + b"\n"]))
+        writer.write(writer.compress(msgspec.json.encode(header) + b"\n"))
         for made, data in _compress_ahead(_shard_lines(spool, layouts), writer.compress):
             offset, length, sha256 = writer.write(data)
             shards.append(
@@ -260,34 +262,38 @@ class _ShardFacts(NamedTuple):
     frames: int
 
 
-def _shard_lines(spool: Spool, layouts: list[Layout]) -> Iterator[tuple[_ShardFacts, list[bytes]]]:
+def _shard_lines(spool: Spool, layouts: list[Layout]) -> Iterator[tuple[_ShardFacts, bytearray]]:
     """Yield every shard's facts and manifest lines, in order."""
-    lines = spool.lines()
+    written = spool.lines()
     first_frame = 0
     for layout in layouts:
-        pieces = _LayoutPieces(layout, spool, lines, first_frame)
+        pieces = _LayoutPieces(layout, spool, written, first_frame)
         begin = 0
         for frames in layout.shard_frames:
-            taken, items, files, size = pieces.take(begin + frames)
-            yield _ShardFacts(layout.name, len(taken), items, files, size, first_frame + begin, frames), taken
+            lines, entries, items, files, size = pieces.take(begin + frames)
+            yield _ShardFacts(layout.name, entries, items, files, size, first_frame + begin, frames), lines
+            del lines  # a shard's may be 50 MB
             begin += frames
         first_frame += begin
 
 
 def _compress_ahead(
-    shards: Iterator[tuple[_ShardFacts, list[bytes]]], compress: Callable[[list[bytes]], bytes]
+    shards: Iterator[tuple[_ShardFacts, bytearray]], compress: Callable[[bytearray], bytes]
 ) -> Iterator[tuple[_ShardFacts, bytes]]:
-    """Compress on a thread while the next lines are made; yield in order."""
-    pending: deque[tuple[_ShardFacts, Future[bytes]]] = deque()
+    """Compress a shard's lines on a thread while the next one's are made, unless they are many; yield in order."""
+    pending: tuple[_ShardFacts, Future[bytes]] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="compress") as pool:
         for facts, lines in shards:
-            pending.append((facts, pool.submit(compress, lines)))
-            if len(pending) > 2:
-                first, future = pending.popleft()
-                yield first, future.result()
-        while pending:
-            facts, future = pending.popleft()
-            yield facts, future.result()
+            large = len(lines) > AHEAD_BYTES
+            before, pending = pending, (facts, pool.submit(compress, lines))
+            del lines
+            if before is not None:
+                yield before[0], before[1].result()
+            if large:
+                yield pending[0], pending[1].result()
+                pending = None
+        if pending is not None:
+            yield pending[0], pending[1].result()
 
 
 class _LayoutPieces:
@@ -303,12 +309,12 @@ class _LayoutPieces:
         self._line = b""
         self._left = 0  # pieces of it that are still to come
 
-    def take(self, end: int) -> tuple[list[bytes], int, int, int]:
-        """Lines up to frame `end`: (lines, items that begin in them, planned files, planned bytes)."""
-        taken: list[bytes] = []
-        items = files = size = 0
+    def take(self, end: int) -> tuple[bytearray, int, int, int, int]:
+        """Lines up to frame `end`: (lines, their number, items that begin in them, planned files, planned bytes)."""
+        taken = bytearray()  # not a list: half a million short lines take twice their bytes
+        entries = items = files = size = 0
         firsts, counts, sizes, numbers = self._cut.first, self._cut.counts, self._spool.sizes, self._spool.files
-        lines, first_frame, put = self._lines, self._first_frame, taken.append
+        lines, first_frame, put = self._lines, self._first_frame, taken.extend
         while True:
             if not self._left:
                 item = self._item + 1
@@ -321,6 +327,7 @@ class _LayoutPieces:
                     files += max(0, numbers[number])
                     size += max(0, sizes[number])
                     put(encode_entry(number, first_frame + firsts[item], 0, 1, self._line))
+                    entries += 1
                     continue
                 self._left = counts[item]
             count = counts[self._item]
@@ -332,8 +339,9 @@ class _LayoutPieces:
             files += share_of(max(0, numbers[number]), piece, count)
             size += share_of(max(0, sizes[number]), piece, count)
             put(encode_entry(number, first_frame + frame, piece, count, self._line))
+            entries += 1
             self._left -= 1
-        return taken, items, files, size
+        return taken, entries, items, files, size
 
 
 def share_of(total: int, piece: int, pieces: int) -> int:
