@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # More than any superpixel image that the archive had: a larger one is refused before it is unpacked into memory.
 MAX_PIXELS = 200_000_000
+_DEPTH = 24  # place of the bit depth in a PNG, whose first chunk is IHDR (PNG specification, 11.2.2)
 Colour = tuple[int, int, int]
 
 
@@ -80,6 +81,8 @@ def _open_png(data: bytes, what: str, modes: Iterable[str]) -> Any:
                     problem = f"has {width} x {height} pixels, more than {MAX_PIXELS:,}"
                 elif picture.mode not in modes:
                     problem = f"has pixels of the kind {picture.mode}, not {' or '.join(modes)}"
+                elif picture.mode in {"RGB", "RGBA"} and data[_DEPTH] != 8:  # Pillow shortens them without a word
+                    problem = f"has {data[_DEPTH]} bits a channel, not 8"
                 else:
                     return np.asarray(picture)
         except (OSError, ValueError, SyntaxError, OverflowError, Image.DecompressionBombError) as error:

@@ -21,6 +21,7 @@ from pipeline.cli.progress import PLAIN_SECONDS
 from pipeline.errors import ConfigError
 from pipeline.sources.isic_dsl import Selection, join_queries, plan_selection
 from pipeline.sources.isic_fields import FIELDS, OLD_NAMES
+from pipeline.sources.isic_pages import PageTally
 from pipeline.sources.isic_rows import Image, flatten_image
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class Images:
         Images that came, before conditions were looked at here.
     missing
         Ids of the list that the archive does not have.
-    oldest
-        When the oldest page that came from the cache was asked for, in seconds since 1970; infinity: none did.
+    pages
+        How old the pages are that they were listed on.
     """
 
     def __init__(self, client: IsicClient, wanted: Wanted, tell: Tell = lambda _done, _total: None) -> None:
@@ -79,15 +80,24 @@ class Images:
         self.numbers: tuple[int, ...] = ()
         self.listed = 0
         self.missing: list[str] = []
-        self.oldest = float("inf")
+        self.pages = PageTally()
+        self._checked = wanted.conditions is None
 
     def __iter__(self) -> Iterator[Image]:
         """Images, oldest first, or in the order of the list of ids. Raises as `IsicClient.image_pages`."""
+        self.check_conditions()
         self.resolve()
         with self._where() as keep:
             for images in self._lists():
                 met = self._wanted.conditions
                 yield from keep([each for each in images if met is None or met.matches(each)])
+
+    def check_conditions(self) -> None:
+        """Ask the site, once, whether values of conditions may be; warn of doubts. Raises `ConfigError`."""
+        if self._wanted.conditions is not None and not self._checked:
+            self._checked = True
+            for doubt in self._client.check_values(self._wanted.conditions):
+                click.echo(f"warning: {doubt}", err=True)
 
     def resolve(self) -> tuple[int, ...]:
         """The numbers of the collections."""
@@ -134,18 +144,26 @@ class Images:
             self.listed += len(page.rows)
             if not quiet:
                 self._tell(listing.listed, listing.counted)
-            if page.kept:
-                self.oldest = min(self.oldest, listing.oldest)
+            self.pages.add(page)
             yield list(page.rows)
 
-    def memberships(self) -> dict[str, int]:
-        """By image, a bit for each of several collections, in their order; asks for each collection's images."""
+    def memberships(self, names: Sequence[str] | None = None) -> dict[str, int]:
+        """By image, a bit for each of several collections, in their order.
+
+        Asks for each collection's images, or only for those of `names`, a hundred at a time.
+        """
+        from pipeline.sources.isic_select import plan_batches
+
+        self.check_conditions()
+        before = self.listed
+        queries = [self.query] if names is None else [query for _, query in plan_batches(names, "")]
         found: dict[str, int] = {}
         for place, number in enumerate(self.resolve()):
-            for images in self._pages(self.query, [number], quiet=True):
-                for each in images:
-                    found[each.isic_id] = found.get(each.isic_id, 0) | 1 << place
-        self.listed = 0
+            for query in queries:
+                for images in self._pages(query, [number], quiet=True):
+                    for each in images:
+                        found[each.isic_id] = found.get(each.isic_id, 0) | 1 << place
+        self.listed = before
         return found
 
 
@@ -270,6 +288,16 @@ def plain_image_progress(label: str, write: Callable[[str], None], *, clock: Cal
             write(f"{label}: {done:,}{f' of {total:,}' if total is not None else ''} images")
 
     return show
+
+
+def tell_kept(pages: PageTally) -> str:
+    """One line on pages that were not asked for now; "" where all were. Pure."""
+    if not pages.kept:
+        return ""
+    return (
+        f"{pages.kept:,} of {pages.total:,} pages of lists are kept from {pages.days[0]} or later; what changed since"
+        " about their images is not seen: --refresh asks anew"
+    )
 
 
 def tell_missing(missing: Sequence[str], asked: int) -> str:

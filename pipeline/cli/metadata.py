@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -15,9 +13,12 @@ import click
 from pipeline.cli.common import Echo, make_echo
 from pipeline.cli.isic_images import Images, Wanted, image_progress, tell_missing
 from pipeline.cli.query_isic_options import (
+    ended_by_sigterm,
     explain_nothing,
+    note_kept,
     open_client,
     patience,
+    printing,
     select_options,
     site_options,
 )
@@ -36,7 +37,7 @@ from pipeline.report.isic_table import Written, choose_table_form, render_lines,
 from pipeline.sources.isic_cells import join_values
 from pipeline.sources.isic_rows import Image
 
-_DAY = 86_400.0
+BATCH = 100  # images whose collections are looked up at once
 
 
 @click.group()
@@ -98,6 +99,12 @@ def isic(wanted: Wanted, fields: bool, source: str, form: str | None, **options:
     a tab or a line end, and is no number, gets a leading ' so that no spreadsheet runs it; --exact leaves it out.
     A file is there when it is whole. Ids that the archive does not have end with 3, and the table has the others.
     """
+    with ended_by_sigterm():
+        _choose(wanted, fields=fields, source=source, form=form, **options)
+
+
+def _choose(wanted: Wanted, *, fields: bool, source: str, form: str | None, **options: Any) -> None:
+    """List fields or write a table."""
     echo = make_echo(quiet=False, verbose=False)
     site = {name: options.pop(name) for name in ("base_url", "expire", "refresh", "offline", "wait")}
     if fields:
@@ -124,11 +131,14 @@ def _list_fields(wanted: Wanted, source: str, form: str, count: int | None, site
         else:
             census = Census()
             with image_progress("fields", quiet=echo.quiet) as tell:
-                for each in islice(Images(client, wanted, tell), count):
+                images = Images(client, wanted, tell)
+                for each in islice(images, count):
                     census.add(_make_row(each))
             uses = census.result()
             echo.note(f"{census.rows:,} images")
-    print_records(uses, FieldUse, choose_form(form))
+            note_kept(images)
+    with printing():
+        print_records(uses, FieldUse, choose_form(form))
 
 
 def _choose_columns(columns: Path | None, wanted: Wanted, echo: Echo, *, importer: bool) -> Columns:
@@ -168,10 +178,12 @@ def _write(
     quiet = echo.quiet or (output is None and sys.stdout.isatty())
     with open_client(**site) as client, patience(), image_progress(str(output or "images"), quiet=quiet) as tell:
         images = Images(client, wanted, tell)
-        rows: Iterator[Mapping[str, Any]] = islice(_make_rows(images, by_collection=chosen.by_collection), count)
+        some = count is not None or wanted.ids is not None
+        rows = _make_rows(images, count, by_collection=chosen.by_collection, some=some)
         written = None
         if output is None:
-            print_lines(render_lines(chosen.columns, rows, form=form, exact=exact))
+            with printing():
+                print_lines(render_lines(chosen.columns, rows, form=form, exact=exact))
         else:
             written = write_table(output, chosen.columns, rows, form=form, exact=exact)
     if written is not None and output is not None:
@@ -187,18 +199,24 @@ def _make_row(image: Image) -> dict[str, Any]:
     return {**row, **other}
 
 
-def _make_rows(images: Images, *, by_collection: bool) -> Iterator[Mapping[str, Any]]:
+def _make_rows(images: Images, count: int | None, *, by_collection: bool, some: bool) -> Iterator[Mapping[str, Any]]:
+    """Rows of the first `count` images; `some`: they may be few, so their collections are looked up one by one."""
     numbers = images.resolve() if by_collection else ()
     names = images.names() if numbers else {}
-    masks = images.memberships() if len(numbers) > 1 else {}
-    for image in images:
-        row = _make_row(image)
-        if numbers:
-            mask = masks.get(image.isic_id, 0) if len(numbers) > 1 else 1
-            inside = [number for place, number in enumerate(numbers) if mask >> place & 1]
-            row[COLLECTION_IDS] = join_values(inside)
-            row[COLLECTION_NAMES] = join_values(names[number] for number in inside)
-        yield row
+    several = len(numbers) > 1
+    masks = images.memberships() if several and not some else {}
+    chosen = islice(images, count)
+    while part := list(islice(chosen, BATCH if several and some else 1)):
+        if several and some:
+            masks = images.memberships([image.isic_id for image in part])
+        for image in part:
+            row = _make_row(image)
+            if numbers:
+                mask = masks.get(image.isic_id, 0) if several else 1
+                inside = [number for place, number in enumerate(numbers) if mask >> place & 1]
+                row[COLLECTION_IDS] = join_values(inside)
+                row[COLLECTION_NAMES] = join_values(names[number] for number in inside)
+            yield row
 
 
 def _report(output: Path, written: Written, echo: Echo, *, named: bool) -> None:
@@ -211,9 +229,7 @@ def _explain(images: Images, wanted: Wanted, echo: Echo) -> None:
     """Tell what people should know of the table, and raise `ItemsFailedError` for ids that did not come."""
     if why := explain_nothing(images, wanted):
         echo.note(f"nothing matches: {why}")
-    if time.time() - images.oldest > _DAY:
-        day = dt.datetime.fromtimestamp(images.oldest, dt.UTC).date().isoformat()
-        echo.note(f"part of it is as the site was asked on {day}; --refresh asks anew")
+    note_kept(images)
     if images.missing and wanted.ids is not None:
         raise ItemsFailedError(
             f"not found: {tell_missing(images.missing, len(wanted.ids))}",

@@ -33,16 +33,23 @@ route_option = click.option(
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Select and cut, but write nothing.")
 @route_option
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="Ask anew for what is kept. ISIC: pages of lists of images, else kept for 30 days. IDC: the index, if it is a"
+    " URL, else kept for an hour. TCIA: always so.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
-def plan(config: Path, *, dry_run: bool, route: Route | None, as_json: bool) -> None:
+def plan(config: Path, *, dry_run: bool, route: Route | None, refresh: bool, as_json: bool) -> None:
     """Select items and write the manifest of a run.
 
     Planning the same config against the same index, or the same answers of the site, again finds the run that is there.
+    A plan that uses answers of earlier days says so in a note.
     """
     from pipeline.config import read_config
 
     wanted = set_route(read_config(config), route)
-    result = make_plan(wanted, dry_run=dry_run)
+    result = make_plan(wanted, dry_run=dry_run, refresh=refresh)
     if as_json:
         data = result._asdict() | {"run": str(result.run.path) if result.run else None}
         click.echo(msgspec.json.format(msgspec.json.encode(data), indent=1))
@@ -66,23 +73,35 @@ def set_route(config: Config, route: Route | None) -> Config:
     return msgspec.structs.replace(config, sources=msgspec.structs.replace(config.sources, tcia=tcia))
 
 
-def make_plan(config: Config, *, dry_run: bool = False, on_progress: Callable[[int], None] | None = None) -> Plan:
-    """Plan a run, by default with progress on a terminal. Raises what `plan_run` raises."""
+def make_plan(
+    config: Config,
+    *,
+    dry_run: bool = False,
+    refresh: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> Plan:
+    """Plan a run, by default with progress on a terminal; `refresh`: from nothing that is kept.
+
+    Raises what `plan_run` raises.
+    """
     from pipeline.demo.embed import plan_demo
     from pipeline.plan.planner import plan_run
 
     with contextlib.ExitStack() as stack:
         settings = stack.enter_context(plan_demo(config, dry_run=dry_run))
-        source = stack.enter_context(_open_source(config, settings))
+        source = stack.enter_context(_open_source(config, settings, refresh=refresh))
         return plan_run(config, source, dry_run=dry_run, on_progress=on_progress or _progress())
 
 
 @contextlib.contextmanager
-def _open_source(config: Config, settings: Config) -> Iterator[PlanSource]:
+def _open_source(config: Config, settings: Config, *, refresh: bool) -> Iterator[PlanSource]:
     """The source that a config selects from; `settings` is the same with the demo's addresses in it."""
     if settings.select.isic is None and settings.select.tcia is None:
         from pipeline.plan.idc import IdcPlanSource
+        from pipeline.sources.idc_index import REMOTE, IdcIndex
 
+        if refresh and settings.sources.idc.index.startswith(REMOTE):
+            IdcIndex.open(settings.sources.idc, refresh=True).close()  # what is kept is the new one then
         yield IdcPlanSource(settings)
         return
     sources = config.sources
@@ -96,7 +115,9 @@ def _open_source(config: Config, settings: Config) -> Iterator[PlanSource]:
             from pipeline.plan.isic import IsicPlanSource
 
             listing = _progress("listing: {:,} images", every=2_000, plain=50_000)
-            yield stack.enter_context(IsicPlanSource(settings, named_url=named, cache_dir=cache, on_progress=listing))
+            yield stack.enter_context(
+                IsicPlanSource(settings, named_url=named, cache_dir=cache, refresh=refresh, on_progress=listing)
+            )
         else:
             from pipeline.plan.tcia import TciaPlanSource
 

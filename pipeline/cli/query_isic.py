@@ -20,6 +20,8 @@ from pipeline.cli.query_isic_options import (
     explain_nothing,
     image_cells,
     name_columns,
+    note_kept,
+    printing,
     select_options,
 )
 from pipeline.cli.query_table import choose_form, form_options, print_rows
@@ -50,7 +52,8 @@ def isic() -> None:
     All options given must hold. --query is in the archive's own search language, and the site searches; --where is
     SQL over the fields, and decided here. Tables show the main columns, --csv and --json all of them.
 
-    Answers are kept in the user's cache folder for a day, pages of long lists of images for 30; --refresh asks anew.
+    Answers are kept in the user's cache folder for a day, pages of long lists of images for 30, and their use is told;
+    --refresh asks anew.
     `medhaul metadata isic` writes tables of all metadata to a file.
 
     Public images need no account. For others, MEDHAUL_ISIC_CREDENTIALS names a file of mode 0600 with a token (as
@@ -108,6 +111,7 @@ def images(client: IsicClient, output: Rows, wanted: Wanted, everything: bool, i
         output.show(IMAGE_HEADER, map(image_cells, chosen))
     if why := explain_nothing(chosen, wanted):
         make_echo(quiet=False, verbose=False).note(why)
+    note_kept(chosen)
     if chosen.missing:
         assert wanted.ids is not None
         raise ItemsFailedError(
@@ -151,9 +155,11 @@ def size(client: IsicClient, output: Rows, wanted: Wanted) -> None:
         row = [client.count(wanted.query, numbers), client.size(wanted.query, numbers)]
     else:
         row = [0, 0]
-        for each in Images(client, wanted):
+        chosen = Images(client, wanted)
+        for each in chosen:
             row[0] += 1
             row[1] += (each.full.size if each.full else None) or 0
+        note_kept(chosen)
     output.show(["images", "bytes"], [row])
 
 
@@ -201,13 +207,14 @@ def fields(form: str, old: bool) -> None:
     For --columns, --where and --query; asks nobody. `searchable`: --query knows it. --where takes the full name, which
     stands in `column`, as well, in double quotes. `medhaul metadata isic --fields` counts the fields in use.
     """
-    if old:
-        rows: list[list[Any]] = [[name, each.new, each.note] for name, each in OLD_NAMES.items()]
-        print_rows(["old", "new", "note"], rows, choose_form(form))
-        return
     header = ["field", "type", "searchable", "column", "values"]
-    known = [[each.name, each.kind, each.searchable, each.column, "; ".join(each.values)] for each in FIELDS.values()]
-    print_rows(header, known, choose_form(form))
+    rows: list[list[Any]] = [
+        [each.name, each.kind, each.searchable, each.column, "; ".join(each.values)] for each in FIELDS.values()
+    ]
+    if old:
+        header, rows = ["old", "new", "note"], [[name, each.new, each.note] for name, each in OLD_NAMES.items()]
+    with printing():
+        print_rows(header, rows, choose_form(form))
 
 
 @isic.command()

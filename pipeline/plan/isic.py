@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +31,12 @@ from pipeline.sources.isic_meta import (
     name_others,
     unfold_other,
 )
+from pipeline.sources.isic_pages import PageTally
 from pipeline.sources.isic_rows import ImageFile
 from pipeline.sources.isic_select import SHOWN, Finder
 from pipeline.sources.isic_table import COLUMNS, MAX_OTHER, ImageTable, named_images
 from pipeline.sources.isic_token import find_token
+from pipeline.transport.retry import Runtime
 
 DEMO = "demo"
 # The collection of images that were selected without any: the archive does not say in which ones an image is.
@@ -59,7 +60,9 @@ class IsicPlanSource:
     cache_dir
         Of the API's answers; by default the user's.
     clock
-        Seconds since 1970; tells the day of the listing.
+        Seconds since 1970; tells the day of what is asked.
+    refresh
+        Ask anew for all that is kept: pages of lists, for weeks, and other answers, for a day.
     on_progress
         Called while images are listed, with how many there are.
 
@@ -80,13 +83,14 @@ class IsicPlanSource:
         named_url: str = "",
         cache_dir: Path | None = None,
         clock: Callable[[], float] = time.time,
+        refresh: bool = False,
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         select = config.select.isic
         assert select is not None, "the caller chose this source by its table"
         self._config, self._select = config, select
         self._base = named_url or parse_root(config.sources.isic.base_url)
-        self._client = make_client(config.sources.isic, cache_dir)
+        self._client = make_client(config.sources.isic, cache_dir, refresh=refresh, clock=clock)
         self._table = ImageTable()
         try:
             self._finder = Finder(self._client, self._table, select, on_progress)
@@ -96,8 +100,9 @@ class IsicPlanSource:
         # The site has no releases, and the day must not be here: this is part of what the manifest's SHA-256 is of.
         self.release = RELEASE
         self.columns = [*COLUMNS, *ADDED]
-        self._day = dt.datetime.fromtimestamp(clock(), dt.UTC).date().isoformat()
         self._lacking: list[str] = []
+        self._bare: list[str] = []  # images that have no thumbnail
+        self._selected = 0
         self._used: set[int] = set()
         self._licences: set[str] = set()
         self._problems: list[str] = []
@@ -146,6 +151,9 @@ class IsicPlanSource:
             shown = self._hide_address(row)
             meta = [*shown.values(), *unfold_other(others, other), *self._added(row, place, places)]
             files = choose_files(row, thumbnails=self._select.thumbnails)
+            self._selected += 1
+            if self._select.thumbnails and len(files) == 1:
+                self._bare.append(row["isic_id"])
             yield Selected(
                 group,
                 Item(
@@ -248,22 +256,46 @@ class IsicPlanSource:
 
     def notes(self) -> list[str]:
         """What people should know of the plan, a line each; complete once all else has been asked."""
-        notes = [f"the ISIC Archive has no data releases: listed on {self._day} (UTC)"]
+        notes = [f"the ISIC Archive has no data releases: {describe_pages(self._finder.pages)}"]
         if len(self._finder.collections) > 1:
             sql = "SELECT count(*) FROM (SELECT 1 FROM members GROUP BY isic_id HAVING count(DISTINCT place) > 1)"
             if shared := next(self._table.stream(sql))[0]:
                 notes.append(f"{shared:,} images are in several of the collections, and stored in the first of these")
         if self._lacking:
-            more = " and more" if len(self._lacking) > SHOWN else ""
-            shown = ", ".join(sorted(self._lacking)[:SHOWN])
-            notes.append(f"{len(self._lacking):,} images have no file, and are left out: {shown}{more}")
+            notes.append(f"{len(self._lacking):,} images have no file, and are left out: {_show(self._lacking)}")
+        if self._bare:
+            notes.append(f"{len(self._bare):,} of {self._selected:,} images have no thumbnail: {_show(self._bare)}")
         return notes + self._finder.notes + self._problems
 
 
-def make_client(source: SourceIsic, cache_dir: Path | None = None) -> IsicClient:
-    """A client as a config wants it."""
+def make_client(
+    source: SourceIsic,
+    cache_dir: Path | None = None,
+    *,
+    refresh: bool = False,
+    clock: Callable[[], float] = time.time,
+) -> IsicClient:
+    """A client as a config wants it. `refresh`: ask anew; else pages of lists that are kept are used, and told of."""
     token = find_token(Path(source.credentials) if source.credentials else None)
-    return IsicClient(source.base_url, token=token, cache_dir=cache_dir)
+    runtime = Runtime(wall=clock)
+    return IsicClient(source.base_url, token=token, cache_dir=cache_dir, refresh=refresh, runtime=runtime)
+
+
+def describe_pages(pages: PageTally) -> str:
+    """When images were listed, and how much of that is not of today's asking. Pure."""
+    first, last = pages.days
+    when = f"listed on {first} (UTC)" if first == last else f"listed between {first} and {last} (UTC)"
+    if not pages.kept:
+        return when
+    return (
+        f"{when}; {pages.kept:,} of {pages.total:,} pages are KEPT FROM EARLIER LISTINGS, and what changed since about"
+        " their images is not seen (medhaul plan --refresh asks anew)"
+    )
+
+
+def _show(names: list[str]) -> str:
+    """The first of some images."""
+    return ", ".join(sorted(names)[:SHOWN]) + (" and more" if len(names) > SHOWN else "")
 
 
 def choose_files(row: dict[str, Any], *, thumbnails: bool) -> list[tuple[str, ImageFile]]:

@@ -39,7 +39,6 @@ _COLLECTIONS = {
 _HEADS = frozenset(
     {"field", "fields", "isic", "isic field", "isic name", "isic column", "isic path", "source field", "path"}
 )
-_OWN_HEADS = frozenset({"column", "name", "my name", "new name", "own name", "internal", "internal name", "header"})
 _NEWER = f"for a field that is newer than this version write {_GIVEN}metadata.clinical.NAME"
 _SHOWN = 8  # problems of a file that are told at once
 MAX_FILE = 1 << 20  # bytes
@@ -168,12 +167,20 @@ def _check_cells(cells: list[str]) -> tuple[str, str]:
 
 
 def _data_rows(rows: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
-    """Rows without the header, if the first one is a header."""
+    """Rows without the header: a first row whose second cell is a word for fields, and no field itself."""
     for place, (number, cells) in enumerate(rows):
         words = [re.sub(r"[\s_-]+", " ", cell).casefold() for cell in cells]
-        if place == 0 and len(words) == 2 and (words[1] in _HEADS or (words[0] in _OWN_HEADS and words[1] == "name")):
+        if place == 0 and len(words) == 2 and words[1] in _HEADS and not _is_field(cells[1]):
             continue
         yield number, cells
+
+
+def _is_field(field: str) -> bool:
+    try:
+        resolve_column("x", field)
+    except ConfigError:
+        return False
+    return True
 
 
 def _read_rows(data: bytes, file: str) -> Iterator[tuple[int, list[str]]]:

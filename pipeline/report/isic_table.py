@@ -5,6 +5,7 @@ Rows are those of `flatten_image`. What an image does not have is an empty cell,
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from pipeline.atomic import atomic_file
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.sources.isic_cells import REST, Column, pick_cells, render_cell, render_csv_lines
 from pipeline.sources.isic_fields import SQL_TYPES
 from pipeline.sources.isic_rows import Value
@@ -94,7 +95,7 @@ def write_table(
         When it cannot be written; then there is no file, or still the old one. As for whatever `rows` raises.
     """
     tally = _Tally(columns, rows)
-    with atomic_file(path) as file:
+    with _open_table(path) as file:
         if form == "parquet":
             _write_parquet(file, columns, tally, path)
         else:
@@ -104,6 +105,16 @@ def write_table(
             for line in lines:
                 file.write(line.encode("utf-8", "backslashreplace") + b"\n")
     return tally.result()
+
+
+@contextlib.contextmanager
+def _open_table(path: Path) -> Iterator[BinaryIO]:
+    """`atomic_file`; a place that takes no file, for whatever reason, is a `StorageError`."""
+    try:
+        with atomic_file(path) as file:
+            yield file
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}", hint="name a place that can be written") from error
 
 
 def render_lines(

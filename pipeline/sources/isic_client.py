@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pipeline.errors import ConfigError, CredentialsError, UsageError
+from pipeline.errors import ConfigError, CredentialsError, SiteUnavailableError, UsageError
 from pipeline.sources.isic_api import BASE_URL, parse_isic_id, parse_root
+from pipeline.sources.isic_conditions import check_values, open_fields
 from pipeline.sources.isic_dsl import Selection, join_queries, plan_selection, review_query
 from pipeline.sources.isic_pages import Cursor, Listing, ListPage
-from pipeline.sources.isic_rows import Collection, Image, Lesion, Record, User
+from pipeline.sources.isic_rows import Collection, FacetCounts, Image, Lesion, Record, User
 from pipeline.sources.isic_token import BearerToken
 from pipeline.transport.retry import Policy, Runtime
 
@@ -161,7 +162,7 @@ class IsicClient:
         The site searches as far as its language goes; the rest is decided here.
         """
         chosen = selection if isinstance(selection, Selection) else plan_selection(selection)
-        for note in chosen.notes:
+        for note in (*chosen.notes, *self.check_values(chosen)):
             logger.warning("%s", note)
         for image in self.images(join_queries(query, chosen.query), collections):
             if chosen.matches(image):
@@ -185,10 +186,28 @@ class IsicClient:
         numbers = self._check_collections(collections)
         return int(self._site.one_of("images/search/size/", self._filters(query, numbers)))
 
-    def facets(self, query: str = "", collections: Sequence[int] = ()) -> dict[str, dict[str, int]]:
+    def check_values(self, selection: Selection) -> tuple[str, ...]:
+        """What to tell people of values in conditions that may be misspelt: the site is asked once which it has.
+
+        Raises
+        ------
+        ConfigError
+            For a value that no image has, with the nearest ones.
+        """
+        names = open_fields(selection.expression)
+        if not names:
+            return ()
+        try:
+            known = self.facets()
+        except (SiteUnavailableError, ConfigError, CredentialsError) as error:
+            # No reason not to select: the site does not promise this list, and a mirror may not have it.
+            return (f"values of conditions on {', '.join(names)} could not be checked: {error}",)
+        return check_values(selection.expression, known)
+
+    def facets(self, query: str = "", collections: Sequence[int] = ()) -> dict[str, FacetCounts]:
         """Values of fields and how many images have each, counted once a day. Not all: a field's most frequent ones."""
         numbers = self._check_collections(collections)
-        found: dict[str, dict[str, int]] = self._site.one_of("images/facets/", self._filters(query, numbers))
+        found: dict[str, FacetCounts] = self._site.one_of("images/facets/", self._filters(query, numbers))
         return found
 
     def stats(self) -> dict[str, int]:

@@ -12,7 +12,7 @@ import difflib
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -41,6 +41,9 @@ OPERATORS = (
     *("==", "!=", "<", "<=", ">", ">=", "in", "not in", "ni", "not ni", "match", "not match"),
     *("is", "is not", "is None", "is not None"),
 )
+_EXACT = frozenset({"==", "!=", "in", "not in"})
+_SHOWN = 30  # values in a message
+_IDS = frozenset({"isic_id", "patient_id", "lesion_id", "rcm_case_id"})
 _WRITE = 'write [PATH, OPERATOR, VALUE], as ["diagnosis_1", "==", "Malignant"]'
 
 
@@ -71,7 +74,8 @@ class Not(msgspec.Struct, frozen=True):
 
 
 Expression = Condition | All | Some | Not
-Known = Mapping[str, Iterable[str]]  # by field or column: values that there are, beside those of the registry
+# By field or column: values that there are, beside those of the registry; `FacetCounts` tell of others that there are.
+Known = Mapping[str, Iterable[str]]
 
 
 def parse_conditions(conditions: object, known: Known | None = None) -> tuple[All, tuple[str, ...]]:
@@ -135,8 +139,8 @@ def _parse_condition(condition: object, known: Known) -> tuple[Condition, str]:
             if renamed != fit:
                 note += f"{'; ' if note else ''}{fit!r} is read as {renamed!r}"
             fit = renamed
-        if kind in {"==", "!=", "in", "not in"}:
-            _check_value(path, field, fit, known)
+        if kind in _EXACT and (doubt := _check_value(path, field, fit, known)):
+            note += f"{'; ' if note else ''}{doubt}"
         checked.append(fit)
     if kind in {"is", "is not"}:
         kind = "==" if kind == "is" else "!="
@@ -173,21 +177,74 @@ def _check_type(path: str, field: Field, kind: str, value: object) -> Value:
     return decimal.Decimal(str(value))
 
 
-def _check_value(path: str, field: Field, value: Value, known: Known) -> None:
+def _check_value(path: str, field: Field, value: Value, known: Known) -> str:
+    """What is doubtful about a value; raises `ConfigError` for one that the field cannot have."""
     if not isinstance(value, str):
-        return
+        return ""
     if field.name == "isic_id" and not re.fullmatch(r"ISIC_\d{7,12}", value, re.ASCII):
         raise ConfigError(f"{path}: {value[:80]!r} is no ISIC id", hint="they look like ISIC_0000001")
     listed = {*known.get(field.name, ()), *known.get(field.column, ())}
     if not field.values and not listed:
-        return
+        return ""
     possible = [*field.values, *sorted(listed - set(field.values))]
     if value in possible:
-        return
+        return ""
     by_case = {each.casefold(): each for each in possible}
-    near = difflib.get_close_matches(value.casefold(), by_case, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(by_case[each] for each in near)}?" if near else f"values: {'; '.join(possible)}"
-    raise ConfigError(f"{path}: {field.name} is never {value[:80]!r}", hint=hint)
+    folded = value.casefold()
+    near = [folded] if folded in by_case else difflib.get_close_matches(folded, by_case, n=3, cutoff=0.5)
+    if folded not in by_case:
+        near += [each for each in by_case if folded in each and each not in near][: 3 - len(near)]
+    if any(getattr(known.get(name), "others", 0) for name in (field.name, field.column)):
+        meant = f" (did you mean {' or '.join(repr(by_case[each]) for each in near)}?)" if near else ""
+        return f"{field.name}: the site lists its most frequent values only, and {value[:80]!r} is none of them{meant}"
+    more = "; …" if len(possible) > _SHOWN else ""
+    hint = f"did you mean {' or '.join(by_case[each] for each in near)}?" if near else ""
+    hint = hint or f"values: {'; '.join(possible[:_SHOWN])}{more}"
+    before = "" if path == field.name else f"{path}: "
+    raise ConfigError(f"{before}{field.name} is never {value[:80]!r}", hint=hint)
+
+
+def open_fields(expression: Expression) -> tuple[str, ...]:
+    """Fields of which an expression names values that nobody but the site can list. Pure."""
+    fields = [each.field for each in _conditions(expression) if each.operator in _EXACT]
+    named = [each.name for each in fields if each.kind == "text" and each.searchable and not each.values]
+    return tuple(dict.fromkeys(name for name in named if name not in _IDS))
+
+
+def check_values(expression: Expression, known: Known) -> tuple[str, ...]:
+    """What is doubtful about the values that an expression names, for people. Pure.
+
+    Parameters
+    ----------
+    known
+        As `IsicClient.facets` gives it.
+
+    Raises
+    ------
+    ConfigError
+        For a value that no image has, with the nearest that some have.
+    """
+    notes: list[str] = []
+    asked = open_fields(expression)
+    for condition in _conditions(expression):
+        field = condition.field
+        if condition.operator not in _EXACT or field.name not in asked:
+            continue
+        if not known.get(field.name) and not known.get(field.column):
+            notes.append(f"{field.name}: the site lists no values, so those of conditions could not be checked")
+        values = condition.value if isinstance(condition.value, tuple) else (condition.value,)
+        notes += [_check_value(field.name, field, value, known) for value in values]
+    return tuple(dict.fromkeys(filter(None, notes)))
+
+
+def _conditions(expression: Expression) -> Iterator[Condition]:
+    if isinstance(expression, Condition):
+        yield expression
+    elif isinstance(expression, Not):
+        yield from _conditions(expression.part)
+    else:
+        for part in expression.parts:
+            yield from _conditions(part)
 
 
 @cache

@@ -41,12 +41,11 @@ def read_ids(path: Path, key: str = "select.isic.ids_file") -> Iterator[str]:
     ConfigError
         No such file, no text, or (with the line) what is no id.
     """
-    lines = _open_lines(path, key)
-    head = next((line for _, line in lines if line.strip() and not line.lstrip().startswith("#")), "")
+    number, head = next(_open_rows(path, key), (0, ""))
     if not head:
-        raise ConfigError(f"{key} {path}: lists no images", hint=_HINT)
+        raise _explain_empty(path, key)
     delimiter = max(",\t;", key=head.count)
-    cells = next(csv.reader([head], delimiter=delimiter), [])
+    cells = _split_line(head, delimiter, f"{key} {path}:{number}")
     names = [re.sub(r"[^a-z0-9]", "", cell.lower()) for cell in cells]
     column = next((names.index(name) for name in _ID_COLUMNS if name in names), -1)
     if column < 0 and not any(check_id(cell) for cell in cells):
@@ -56,30 +55,45 @@ def read_ids(path: Path, key: str = "select.isic.ids_file") -> Iterator[str]:
 
 
 def _read_cells(path: Path, key: str, delimiter: str, column: int) -> Iterator[str]:
-    number = 0
-
-    def text() -> Iterator[str]:
-        nonlocal number
-        for number, line in _open_lines(path, key):  # noqa: B007 -- it is told in errors
-            if line.strip() and not line.lstrip().startswith("#"):
-                yield line
-
-    rows = csv.reader(text(), delimiter=delimiter)
-    headed = column < 0
-    try:
-        for row in rows:
-            if not headed:
-                headed = True
+    headed, empty = column < 0, True
+    for number, line in _open_rows(path, key):
+        if not headed:
+            headed = True
+            continue
+        where = f"{key} {path}:{number}"
+        row = _split_line(line, delimiter, where)
+        for cell in [row[column]] if 0 <= column < len(row) else row if column < 0 else [""]:
+            if not cell.strip() and column < 0:
                 continue
-            for cell in [row[column]] if 0 <= column < len(row) else row if column < 0 else [""]:
-                if not cell.strip() and column < 0:
-                    continue
-                if not (found := check_id(cell)):
-                    text_ = f"{key} {path}:{number}: {cell.strip()[:80]!r} is no ISIC id"
-                    raise ConfigError(text_, hint="they look like ISIC_0000001")
-                yield found
+            if not (found := check_id(cell)):
+                raise ConfigError(f"{where}: {cell.strip()[:80]!r} is no ISIC id", hint="they look like ISIC_0000001")
+            empty = False
+            yield found
+    if empty:
+        raise _explain_empty(path, key)
+
+
+def _explain_empty(path: Path, key: str) -> ConfigError:
+    return ConfigError(f"{key} {path}: lists no images", hint=_HINT)
+
+
+def _split_line(line: str, delimiter: str, where: str) -> list[str]:
+    """The cells of one line. Raises `ConfigError` for a quotation mark that the line does not close.
+
+    A row ends where its line does: else a stray mark would take the rows that follow into one cell, without a word.
+    """
+    try:
+        return next(csv.reader([line.rstrip("\n")], delimiter=delimiter, strict=True), [])
     except csv.Error as error:
-        raise ConfigError(f"{key} {path}:{number}: not a table: {error}", hint=_HINT) from None
+        if "unexpected end" in str(error):
+            text = f"{where}: a quotation mark that the line does not close; cells hold no line ends here"
+            raise ConfigError(text, hint=f"close it or leave it out; {_HINT}") from None
+        raise ConfigError(f"{where}: not a table: {error}", hint=_HINT) from None
+
+
+def _open_rows(path: Path, key: str) -> Iterator[tuple[int, str]]:
+    """Lines that say something, with their numbers: not empty ones, and no remarks."""
+    return (each for each in _open_lines(path, key) if each[1].strip() and not each[1].lstrip().startswith("#"))
 
 
 def _open_lines(path: Path, key: str) -> Iterator[tuple[int, str]]:

@@ -24,10 +24,17 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _RELISTS = 2  # how often a list that does not add up is asked anew
 _CHASES = 3  # how often its end is, where entries are missing
+_BARREN = 3  # pages in a row without a new entry, after which a list has no end
+_LATER = "the site is at fault: try again later; what came is kept"
+_SURPLUS = 10_000  # entries that a list may have beyond twice what the site counts
 
 
 class ListingChangedError(SiteUnavailableError):
     """A list has not as many different entries as the site counts, however often it is asked."""
+
+
+class EndlessListError(SiteUnavailableError):
+    """A list whose pages lead on without giving anything new, or far more than the site counts."""
 
 
 class Cursor(msgspec.Struct, frozen=True):
@@ -52,11 +59,55 @@ class Cursor(msgspec.Struct, frozen=True):
 
 
 class ListPage(msgspec.Struct, Generic[T], frozen=True):
-    """Entries that came for the first time. `cursor`: goes on after them, None at the end. `kept`: from the cache."""
+    """Entries that came for the first time.
+
+    Attributes
+    ----------
+    cursor
+        Goes on after them; None at the end.
+    kept
+        Whether the page is from the cache.
+    at
+        When it came from the site, in seconds since 1970.
+    """
 
     rows: tuple[T, ...]
     cursor: Cursor | None
     kept: bool
+    at: float = 0.0
+
+
+class PageTally:
+    """How old the pages are that lists were made of.
+
+    Attributes
+    ----------
+    kept, total
+        Pages out of the cache, and all.
+    oldest, newest
+        When the first and the last of them came from the site, in seconds since 1970; infinite without pages.
+    """
+
+    def __init__(self) -> None:
+        self.kept = self.total = 0
+        self.oldest, self.newest = float("inf"), float("-inf")
+
+    def add(self, page: ListPage[Any]) -> None:
+        """Count a page that was used."""
+        self.total += 1
+        self.kept += page.kept
+        self.oldest, self.newest = min(self.oldest, page.at), max(self.newest, page.at)
+
+    @property
+    def days(self) -> tuple[str, str]:
+        """The days of the first and the last page, in UTC; of the epoch without pages."""
+        first, last = (self.oldest, self.newest) if self.total else (0.0, 0.0)
+        return show_day(first), show_day(last)
+
+
+def show_day(seconds: float) -> str:
+    """The day of a moment in UTC, as 2026-11-21. Pure."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).date().isoformat()
 
 
 class Fetched(msgspec.Struct, frozen=True):
@@ -154,6 +205,8 @@ class Listing(Generic[T]):
         ------
         ListingChangedError
             When what came is not as much as the site counts, after it was all asked anew.
+        EndlessListError
+            When the pages have no end; kept ones are asked anew before that.
         SiteUnavailableError, CredentialsError, ConfigError, InterruptedRunError
             As `IsicClient`.
         """
@@ -166,7 +219,13 @@ class Listing(Generic[T]):
             seen = Ids()
             before = start.listed if start else 0
             self._fresh_count, self.counted = None, start.counted if start else None
-            yield from self._walk(start.url if start else self._first, seen, given, before, fresh=fresh)
+            try:
+                yield from self._walk(start.url if start else self._first, seen, given, before, fresh=fresh)
+            except EndlessListError as error:
+                if fresh or start or self._offline or not self.pages_kept:
+                    raise
+                logger.warning("%s; asking for all anew", error)  # kept pages may be those of a fault that has passed
+                continue
             if not self._growing and not self.pages_asked:
                 return
             for _ in range(_CHASES):
@@ -187,9 +246,10 @@ class Listing(Generic[T]):
     def _walk(self, url: str, seen: Ids, given: Ids, before: int, *, fresh: bool) -> Iterator[ListPage[T]]:
         """Follow the pages from one on."""
         asked = Ids()
+        barren = 0
         while url:
             if not asked.add(url):
-                raise SiteUnavailableError(f"{self._what}: the pages go in a circle", hint="try again later")
+                raise EndlessListError(f"{self._what}: the pages go in a circle", hint=_LATER)
             page = self._fetch(url, fresh)
             if self._growing and page.kept and not page.next and not self._offline:
                 page = self._fetch(url, True)  # the last page as of then: more may follow by now
@@ -201,21 +261,36 @@ class Listing(Generic[T]):
             if page.count is not None:
                 self.counted = page.count
                 self._fresh_count = None if page.kept else page.count
+            known = len(seen)
             for row in page.rows:
                 seen.add(self._identify(row))
             self.listed = before + len(seen)
+            barren = 0 if len(seen) > known else barren + 1
             new = tuple(row for row in page.rows if given.add(self._identify(row)))
             self._last, url = url, page.next
-            yield ListPage(new, Cursor(url, self.listed, self.counted) if url else None, page.kept)
+            yield ListPage(new, Cursor(url, self.listed, self.counted) if url else None, page.kept, page.at)
+            if url:
+                self._check_end(barren)
+
+    def _check_end(self, barren: int) -> None:
+        """Raise where a list that leads on cannot be one with an end."""
+        many = self.listed > _SURPLUS + 2 * (self.counted or 0)
+        if many:  # it may have grown, or nobody has said how many there are
+            self.counted = self._count()
+            many = self.listed > _SURPLUS + 2 * self.counted
+        if many or barren >= _BARREN:
+            said = f"{self.listed} different entries, the site counts {self.counted}"
+            why = "far more came than there are" if many else f"{barren} pages in a row gave nothing new"
+            raise EndlessListError(f"{self._what}: the list has no end: {why}, and lead on; {said}", hint=_LATER)
 
     def _report(self) -> None:
         text = f"{self._what}: {self.listed} entries, {self.pages_asked} pages asked for"
         if self.pages_kept:
-            day = dt.datetime.fromtimestamp(self.oldest, dt.UTC).date().isoformat()
+            since = show_day(self.oldest)
             text += (
-                f", {self.pages_kept} kept since {day} or later: what changed about entries listed then is not seen"
-                " unless you refresh"
+                f", {self.pages_kept} kept since {since} or later: what changed about entries listed then is not seen"
             )
+            text += " unless you refresh"
         logger.info("%s", text)
 
 

@@ -347,14 +347,26 @@ def read_stats(record: object) -> dict[str, int]:
     return found
 
 
-def read_facets(record: object) -> dict[str, dict[str, int]]:
+class FacetCounts(dict[str, int]):
+    """Values of a field, and how many images have each. `others`: images with values that are not listed."""
+
+    others: int = 0
+
+
+def read_facets(record: object) -> dict[str, FacetCounts]:
     """Read values of fields and how many images have each; raises `ShapeError`. Fields without values are left out.
 
     These are aggregations of Elasticsearch: lists of buckets, or buckets by name.
     """
     if not isinstance(record, Mapping):
         raise ShapeError(f"facets that are {type(record).__name__}")
-    return {clean_text(str(name)): dict(counts) for name, raw in record.items() if (counts := list(_buckets(raw)))}
+    found: dict[str, FacetCounts] = {}
+    for name, raw in record.items():
+        if counts := FacetCounts(_buckets(raw)):
+            others = raw.get("sum_other_doc_count")  # of the buckets beyond the most frequent ones
+            counts.others = max(0, others) if isinstance(others, int) else 0
+            found[clean_text(str(name))] = counts
+    return found
 
 
 def _buckets(facet: object) -> Iterable[tuple[str, int]]:

@@ -24,6 +24,7 @@ from pipeline.sources.duck import compose
 from pipeline.sources.isic_client import IsicClient
 from pipeline.sources.isic_dsl import MAX_QUERY, Selection, join_queries, plan_selection, review_query
 from pipeline.sources.isic_inputs import check_id, read_conditions, read_ids
+from pipeline.sources.isic_pages import PageTally
 from pipeline.sources.isic_rows import Collection, Image
 from pipeline.sources.isic_table import NAMES, ImageTable, named_images
 from pipeline.sources.where import Where, check_where
@@ -107,6 +108,8 @@ class Finder:
         What people should know of it.
     unknown
         Images of `ids_file` that the site does not have.
+    pages
+        How old the pages are that images were listed on.
 
     Raises `ConfigError` as `read_ids`, `plan_selection` and `check_where`.
     """
@@ -122,17 +125,25 @@ class Finder:
         self._selection: Selection | None = None
         self.notes: list[str] = []
         if wanted.conditions:
-            try:
+            with self._naming_conditions():
                 self._selection = plan_selection(read_conditions(Path(wanted.conditions)))
-            except ConfigError as error:
-                named = str(error).startswith("select.isic.conditions")
-                text = str(error) if named else f"select.isic.conditions {wanted.conditions}: {error}"
-                raise ConfigError(text, hint=error.hint) from None
             self.notes += self._selection.notes
+        self.pages = PageTally()
         self._names = self._read_names()
         self.collections: list[Collection] = []
         self.unknown = Unknown()
+        self._doubts: tuple[str, ...] = ()
         self._listed = 0
+
+    @contextlib.contextmanager
+    def _naming_conditions(self) -> Iterator[None]:
+        """Say of an error in conditions which file they are in."""
+        try:
+            yield
+        except ConfigError as error:
+            named = str(error).startswith("select.isic.conditions")
+            text = str(error) if named else f"select.isic.conditions {self._wanted.conditions}: {error}"
+            raise ConfigError(text, hint=error.hint) from None
 
     def _read_names(self) -> list[str] | None:
         """The ids that are asked for, each once; None where none are."""
@@ -160,11 +171,15 @@ class Finder:
         Raises
         ------
         ConfigError
-            For collections and images that are not there, and a query that the site refuses.
+            For collections, images and values of conditions that are not there, and a query that the site refuses.
         SiteUnavailableError
             When it does not answer as it should.
         """
         wanted = self._wanted
+        if self._selection is not None:
+            with self._naming_conditions():
+                self._doubts = self._client.check_values(self._selection)
+            self.notes += self._doubts
         if wanted.collections:
             self.collections = choose_collections(wanted.collections, self._client.collections())
         places = [(number, each.id) for number, each in enumerate(self.collections)] or [(-1, 0)]
@@ -209,6 +224,7 @@ class Finder:
                 page = next(pages, None)
             if page is None:
                 return
+            self.pages.add(page)
             yield page.rows
 
     @contextlib.contextmanager
@@ -289,7 +305,7 @@ class Finder:
         if self._where is not None:
             steps.append(f"0 after where = {self._where.expression[:200]!r}")
         remarks = review_query(self._wanted.query) if not self._listed else []
-        hint = "; ".join(remarks) or "all conditions must hold at once; loosen the one that ends at 0"
+        hint = "; ".join([*remarks, *self._doubts]) or "all conditions must hold at once; loosen the one that ends at 0"
         return ConfigError(f"nothing selected: {', '.join(steps)}", hint=hint)
 
 

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -34,18 +35,33 @@ _WRITTEN = 10_000  # rows in a file on their way into the database
 _MAX_ROW = 4 << 20  # bytes of a row as JSON
 _IMAGES = {"n": "BIGINT", **COLUMNS, "other": "VARCHAR"}
 _MEMBERS = {"isic_id": "VARCHAR", "place": "INTEGER"}
-_QUERY = re.compile(r"(?i)(https?://[^\s?#]*)[?#]")
+_QUERY = re.compile(r"(?i)(https?://[^\s?#]*)[?#]\S*\Z")
+# A query wherever it stands, as far as a URL goes in texts and in JSON, whose quotation marks may be escaped.
+_ANY_QUERY = re.compile(r"""[?#](?:[^\s"'<>\\]|\\(?!["\\]))+""")
+_SIGNED = re.compile(r"(?i)(?:signature|expires|key-pair-id|awsaccesskeyid|x-amz-[a-z-]+)=")
 
 
-def plain_text(value: Value) -> Value:
-    """A value that may stand in records: of a URL what comes before its query, which may be a signature. Pure."""
-    found = _QUERY.match(value) if isinstance(value, str) else None
-    return found[1] if found else value
+def plain_text(name: str, value: Value) -> Value:
+    """A value that may stand in records: without what signs URLs. Pure.
+
+    Of a file's URL (`name` begins with `files.`) the query goes, whatever it is; of other texts the queries in which a
+    signature stands, wherever they are.
+    """
+    if not isinstance(value, str):
+        return value
+    if name.startswith("files.") and (found := _QUERY.match(value)):
+        return found[1]
+    return _ANY_QUERY.sub(_drop_signature, value)
+
+
+def _drop_signature(query: re.Match[str]) -> str:
+    text = query[0]
+    return text[len(text.rstrip(".,;:!)]}")) :] if _SIGNED.search(unquote(text)) else text
 
 
 def image_row(image: Image) -> tuple[dict[str, Value], dict[str, Value]]:
-    """An image as values of the registry's columns, and what else it has; no URL in it has a query. Pure."""
-    row = {name: plain_text(value) for name, value in flatten_image(image).items()}
+    """An image as values of the registry's columns, and what else it has; no URL in it is signed. Pure."""
+    row = {name: plain_text(name, value) for name, value in flatten_image(image).items()}
     return {name: row.pop(name) for name in COLUMNS}, {name: value for name, value in row.items() if value is not None}
 
 

@@ -190,7 +190,7 @@ ENDS = {"lf": "\n", "crlf": "\r\n", "cr": "\r", "crlf twice": "\r\n\r\n"}
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("head", ["", "name,field", "My Name,ISIC field", "column,name", '"Internal name","isic_name"'])
+@pytest.mark.parametrize("head", ["", "name,field", "My Name,ISIC field", "column,path", '"Internal name","isic_name"'])
 @pytest.mark.parametrize("sign", [",", ";", "\t"])
 def test_mapping_files_of_any_program(end: str, encoding: str, head: str, sign: str) -> None:
     """Line ends, marks, headers and separators make no difference."""
@@ -204,6 +204,13 @@ def test_mapping_files_of_any_program(end: str, encoding: str, head: str, sign: 
         ("sex", "metadata.clinical.sex"),
         ("Age", "metadata.clinical.age_approx"),
     ]
+
+
+@pytest.mark.parametrize("first", ["name,name", "Internal name,name", "column,sex", "field,isic_id"])
+def test_a_first_line_that_names_a_field_is_no_header(first: str) -> None:
+    """A header is a first line whose second cell is no field: the mapping of 2017 may begin with `name,name`."""
+    found = parse_mapping(f"{first}\nage,age_approx\n".encode(), "m.csv").columns
+    assert [each.name for each in found] == [first.partition(",")[0], "age"]
 
 
 BAD_MAPPINGS: dict[str, tuple[bytes, str, str]] = {

@@ -55,9 +55,12 @@ def make_config(site: SearchArchive, root: Path, select: dict[str, Any], /, **ch
     return parse_config(data | changes, "test")
 
 
-def plan(config: Config, cache: Path, *, dry_run: bool = False, day: float = 0.0, named: str = "") -> Plan:
+def plan(
+    config: Config, cache: Path, *, dry_run: bool = False, day: float = 0.0, named: str = "", refresh: bool = False
+) -> Plan:
     """Plan a run."""
-    with IsicPlanSource(config, named_url=named, cache_dir=cache / "cache", clock=lambda: day) as source:
+    options: dict[str, Any] = {"named_url": named, "cache_dir": cache / "cache", "refresh": refresh}
+    with IsicPlanSource(config, **options, clock=lambda: day) as source:
         return plan_run(config, source, dry_run=dry_run, on_progress=lambda _: None)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError, SiteUnavailableError
-from pipeline.sources.isic_pages import Fetched, Ids, Listing, ListingChangedError
+from pipeline.sources.isic_pages import EndlessListError, Fetched, Ids, Listing, ListingChangedError
 from pipeline.sources.isic_rows import Image
 from tests.sources.isic_archive import (  # noqa: F401 -- the fixture
     API,
@@ -91,6 +92,55 @@ def test_a_circle_ends(archive: Archive) -> None:
     archive.site.on(f"{API}images/", said(200, {"results": [image(1)], "count": 9, "next": url}))
     with client(archive) as isic, pytest.raises(SiteUnavailableError, match="circle"):
         ids(isic)
+
+
+def endless(archive: Archive, *, new: bool = False, stop: int = 10**9) -> None:
+    """Make the list say 205, and give a next page for ever: the same images each time, or `new` ones."""
+
+    def step(handler: Handler, asked: Asked) -> None:
+        if asked.params.get("limit") == "1":
+            said(200, {"results": [image(1)], "count": 205, "next": None})(handler, asked)
+            return
+        number = int(asked.params.get("cursor", "0"))
+        first = 100 * number if new else 0
+        found = [image(first + each) for each in range(1, 101)]
+        url = f"{archive.site.origin}{API}images/?cursor={number + 1}&limit=100" if number < stop else None
+        said(200, {"results": found, "count": None if number else 205, "next": url})(handler, asked)
+
+    archive.site.on(f"{API}images/", step)
+
+
+def test_a_list_without_an_end(archive: Archive, tmp_path: Path) -> None:
+    """A cursor that leads on for ever ends with an error after some pages without a new image; pages stay kept."""
+    endless(archive)
+    with (
+        client(archive, cache_dir=tmp_path / "cache") as isic,
+        pytest.raises(EndlessListError, match="no end") as caught,
+    ):
+        ids(isic)
+    assert caught.value.exit_code == 69
+    assert "205" in str(caught.value)
+    assert len(listed(archive)) == 4
+    assert len(kept(tmp_path)) == 4
+
+
+def test_new_images_without_an_end(archive: Archive) -> None:
+    """Far more images than the site counts are an error as well."""
+    endless(archive, new=True)
+    with client(archive) as isic, pytest.raises(EndlessListError, match="205"):
+        ids(isic)
+    assert len(listed(archive)) < 120
+
+
+def test_a_kept_list_without_an_end_is_asked_anew(archive: Archive, tmp_path: Path) -> None:
+    """What a broken site once said does not stand in the way when it is mended."""
+    endless(archive)
+    with client(archive, cache_dir=tmp_path / "cache") as isic, pytest.raises(EndlessListError):
+        ids(isic)
+    archive.rows = image_rows(205)
+    archive.site.on(f"{API}images/", archive.list_images)
+    with client(archive, cache_dir=tmp_path / "cache") as isic:
+        assert ids(isic) == list(range(1, 206))
 
 
 def lossy(archive: Archive, times: int, lost: int) -> Callable[[], int]:

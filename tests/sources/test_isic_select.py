@@ -16,8 +16,9 @@ from pipeline.sources.isic_dsl import MAX_QUERY
 from pipeline.sources.isic_inputs import check_id, read_conditions, read_ids
 from pipeline.sources.isic_rows import Collection
 from pipeline.sources.isic_select import Finder, choose_collections, plan_batches
-from pipeline.sources.isic_table import ImageTable, plain_text
-from tests.sources.isic_archive import client, image_rows
+from pipeline.sources.isic_table import ImageTable
+from tests.sources.isic_archive import API, client, image_rows
+from tests.sources.isic_archive import said as say
 from tests.sources.isic_kit import SearchArchive
 from tests.sources.test_tcia_http import _site  # noqa: F401 -- the fixture
 
@@ -198,6 +199,63 @@ def test_limit(archive: SearchArchive) -> None:
     assert len(Selected(archive, limit=1000).numbers) == 300
 
 
+@pytest.mark.parametrize(("order", "limit"), [((2, 1, 4), 250), ((4, 2, 1), 140), ((1, 2, 4), 200), ((1, 4, 2), 1)])
+def test_a_limit_loses_no_membership(archive: SearchArchive, order: tuple[int, ...], limit: int) -> None:
+    """Wherever the limit ends the listing, all collections of the images that were taken are known."""
+    archive.add_collection(4, list(ids(*range(20, 300, 2))))
+    found = Selected(archive, limit=limit, collections=tuple(map(str, order)))
+    assert len(found.numbers) == limit
+    assert found.members == {
+        (name, place)
+        for place, number in enumerate(order)
+        for name in archive.collections[number]
+        if int(name[5:]) in found.numbers
+    }
+
+
+FACETS: dict[str, Any] = {
+    "diagnosis_3": {"buckets": [{"key": "Melanoma", "doc_count": 3}, {"key": "Nevus", "doc_count": 9}]},
+}
+
+
+def test_values_of_conditions_are_checked(archive: SearchArchive, tmp_path: Path) -> None:
+    """A value that no image of the archive has is an error with the nearest ones, for one question in all."""
+    archive.site.on(f"{API}images/facets/", say(200, FACETS))
+    for number, (_, record) in enumerate(archive.rows):
+        record["metadata"]["clinical"]["diagnosis_3"] = "Melanoma" if number % 3 == 0 else "Nevus"
+    path = tmp_path / "c.json"
+    for wrong, near in (("melanoma", "did you mean Melanoma?"), ("Nevvus", "did you mean Nevus?"), ("x", "Melanoma;")):
+        path.write_text(json.dumps([["meta.clinical.diagnosis", "==", wrong]]))
+        with pytest.raises(ConfigError, match=rf"conditions .*: diagnosis_3 is never '{wrong}'") as caught:
+            Selected(archive, conditions=str(path))
+        assert near in caught.value.hint
+    asked = len(archive.site.asked)
+    path.write_text(json.dumps([["select", [["diagnosis_3", "in", ["Melanoma", "Nevus"]]]],
+                                ["remove", [["diagnosis_3", "!=", "Nevus"]]]]))  # fmt: skip
+    assert len(Selected(archive, conditions=str(path)).numbers) == 200
+    assert archive.site.paths()[asked:].count(f"{API}images/facets/") <= 1
+    path.write_text('[["sex", "==", "male"]]')
+    asked = len(archive.site.asked)
+    Selected(archive, conditions=str(path))
+    assert f"{API}images/facets/" not in archive.site.paths()[asked:]
+
+
+def test_values_that_cannot_be_checked(archive: SearchArchive, tmp_path: Path) -> None:
+    """A site that does not say which values there are ends no selection; people are told what was not checked."""
+    archive.rows[3][1]["metadata"]["clinical"]["diagnosis_3"] = "Nevus"
+    path = tmp_path / "c.json"
+    path.write_text('[["diagnosis_3", "==", "Nevus"], ["diagnosis_2", "is None"]]')
+    found = Selected(archive, conditions=str(path))
+    assert found.numbers == [4]
+    (note,) = found.finder.notes
+    assert "diagnosis_3" in note
+    assert "could not be checked" in note
+    path.write_text('[["diagnosis_3", "==", "nevus"]]')
+    with pytest.raises(ConfigError, match="nothing selected") as caught:
+        Selected(archive, conditions=str(path))
+    assert "could not be checked" in caught.value.hint
+
+
 def test_nothing_is_explained(archive: SearchArchive, tmp_path: Path) -> None:
     """The message tells after which key nothing was left."""
     with pytest.raises(ConfigError, match="nothing selected: 300 images listed, 0 after where"):
@@ -247,6 +305,8 @@ def test_ids_as_people_write_them(text: str, found: str) -> None:
         ("\ufeffISIC_0000001\n\n#c\nISIC_0000002", (1, 2)),
         ("ISIC_0000001,ISIC_0000002\n", (1, 2)),
         ('"isic_id"\n"ISIC_0000001"\n', (1,)),
+        ('image,c\nISIC_0000001,5" wide\nISIC_0000002,"a, ""b"""\n', (1, 2)),
+        ('image,c\rISIC_0000001,"x"\rISIC_0000002,y', (1, 2)),
     ],
 )
 def test_files_of_ids(tmp_path: Path, text: str, found: tuple[int, ...]) -> None:
@@ -265,6 +325,13 @@ def test_files_of_ids(tmp_path: Path, text: str, found: tuple[int, ...]) -> None
         (b"ISIC_0000001\n\0", "not text"),
         (b"PK\x03\x04", "ZIP"),
         (b"isic_id,x\n1\n", "is no ISIC id"),
+        (b'image,c\nISIC_0000001,"5 mm\nISIC_0000002,\nISIC_0000003,\n', ":2: a quotation mark"),
+        (b'image,c\nISIC_0000001,\nISIC_0000002,"5 mm\nISIC_0000003,\nISIC_0000004,4"\nISIC_0000005,\n', ":3: "),
+        (b'image,c\n# x\nISIC_0000001,"a\nb"\n', ":3: a quotation mark"),
+        (b'"image,c\nISIC_0000001,1\n', ":1: a quotation mark"),
+        (b'image\n"ISIC_0000001"x\n', ":2: not a table"),
+        (b"isic_id\n", "lists no images"),
+        (b"isic_id,x\n\n# ISIC_0000001\n", "lists no images"),
     ],
 )
 def test_files_that_are_no_list(tmp_path: Path, data: bytes, said: str) -> None:
@@ -288,11 +355,3 @@ def test_no_file_breaks_the_reader(tmp_path: Path, data: bytes) -> None:
     except ConfigError:
         found = []
     assert all(check_id(name) == name for name in found)
-
-
-def test_no_query_of_a_url_is_kept() -> None:
-    """What comes after the path of a URL may be a signature."""
-    assert plain_text("https://h/p.jpg?Signature=x") == "https://h/p.jpg"
-    assert plain_text("https://h/p.jpg#x") == "https://h/p.jpg"
-    assert plain_text("what? no URL") == "what? no URL"
-    assert plain_text(7) == 7

@@ -45,6 +45,22 @@ def test_labels_survive_the_png(numbers: list[int]) -> None:
     assert (decode_superpixels(png(alpha)) == labels).all()
 
 
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4)])
+def test_sixteen_bits_a_channel_are_refused(kind: int, channels: int) -> None:
+    """A PNG of 16 bits has other labels than the 8 bits that an image library makes of them."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    row = struct.pack(f">{2 * channels}H", *([0x0105] * 2 * channels))
+    head = struct.pack(">IIBBBBB", 2, 1, 16, kind, 0, 0, 0)
+    data = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    )
+    with pytest.raises(ConfigError, match="16 bits"):
+        decode_superpixels(data)
+
+
 @given(st.lists(st.integers(0, 9), min_size=12, max_size=12))
 def test_the_map_has_every_pixel_once(numbers: list[int]) -> None:
     """A label's pixels are exactly those that have it."""
