@@ -111,6 +111,8 @@ class RawFile(msgspec.Struct, frozen=True):
         The endpoint it came from.
     chain
         Compression class chosen from its header; see `pipeline.archive.chains`.
+    etag
+        As the site stated it, without quotes unless it is weak; empty where its source keeps none.
     """
 
     name: str
@@ -122,3 +124,4 @@ class RawFile(msgspec.Struct, frozen=True):
     evidence: tuple[str, ...]
     route: str
     chain: str
+    etag: str = ""

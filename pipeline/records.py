@@ -139,7 +139,10 @@ class Throttle(msgspec.Struct, frozen=True):
 
 
 class FileRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A file as it stands in a frame. `offset` is that of its first byte of content in the frame's tar bytes."""
+    """A file as it stands in a frame. `offset` is that of its first byte of content in the frame's tar bytes.
+
+    Journals from before there was `etag` have none.
+    """
 
     name: str
     size: int
@@ -148,6 +151,7 @@ class FileRecord(msgspec.Struct, frozen=True, array_like=True):
     key: str
     evidence: list[str]
     route: str
+    etag: str = ""
 
 
 class PieceRecord(msgspec.Struct, frozen=True, omit_defaults=True):

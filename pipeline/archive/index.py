@@ -89,6 +89,7 @@ class FileLine(_Line, frozen=True, tag="file"):
     key: str = ""
     evidence: list[str] = []
     route: str = ""
+    etag: str = ""
 
 
 class FailedLine(_Line, frozen=True, tag="failed"):

@@ -49,6 +49,7 @@ class FileRow(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str = ""
     evidence: list[str] = []
     route: str = ""
+    etag: str = ""
 
 
 class FrameRow(msgspec.Struct, frozen=True):
@@ -159,7 +160,10 @@ def file_row(frame: FrameLine, item: ItemLine, file: FileLine) -> FileRow:
     from pipeline.archive.lines import member_path
 
     path = member_path(item, file)
-    return FileRow(path, item.id, file.size, file.sha256, frame.frame, file.offset, file.key, file.evidence, file.route)
+    return FileRow(
+        path, item.id, file.size, file.sha256, frame.frame, file.offset,
+        file.key, file.evidence, file.route, file.etag,
+    )  # fmt: skip
 
 
 # Names of the columns; those that begin with ">" are right-aligned. The last one is as long as it likes.

@@ -78,6 +78,27 @@ def check_dicom(path: Path, *, series_uid: str) -> DicomHeader:
         raise ItemError(error.reason, f"{path.name}: {error}") from error.__cause__
 
 
+def check_image(data: bytes, *, series_uid: str) -> DicomHeader | None:
+    """What `check_dicom` would say of a file of these bytes, where it would say so at once; else None.
+
+    For bytes that are in memory on their way to a file: of a good file it spares opening it again. Of a file that is
+    deflated, odd or wrong it says nothing: that is for `check_dicom` to judge.
+    """
+    if data[128:_PREAMBLE] != b"DICM":
+        return None
+    found = Elements()
+    try:
+        pos = walk_group_2(data, _PREAMBLE, _META_TAGS, found)
+        stated = _text(found, _TRANSFER_SYNTAX)
+        declared = _SYNTAXES.get(stated, EXPLICIT_LITTLE)
+        if pos == len(data) or not stated or stated == DEFLATED_LE or guess_syntax(data, pos, declared) != declared:
+            return None
+        walk(data, pos, declared, _TAGS, found)
+        return _judge(found, declared, stated, series_uid)
+    except (WalkError, ItemError):
+        return None
+
+
 def _describe_stranger(head: bytes, size: int) -> str:
     if not size:
         return "it is empty"

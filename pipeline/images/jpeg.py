@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from pipeline.images.header import CHUNK, ImageFile, ImageHeader, malformed, truncated
-from pipeline.images.xmp import MAX_PACKET, find_identities
+from pipeline.images.xmp import MAX_PACKET, Identities
 
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _SOI, _EOI, _SOS, _DNL, _APP1, _TEM = 0xD8, 0xD9, 0xDA, 0xDC, 0xE1, 0x01
@@ -42,7 +42,7 @@ def _blocks(length: int, share: int) -> int:
 def check_jpeg(file: ImageFile) -> ImageHeader:
     """Check a JPEG file. Raises `ItemError` (`truncated`, `malformed`) or OSError."""
     position, frame, scans, coded, height = 2, None, 0, 0, 0
-    identities: dict[str, None] = {}
+    identities = Identities()
     for _ in range(MAX_SEGMENTS):
         position, marker = _next_marker(file, position)
         if marker == _EOI:
@@ -64,7 +64,7 @@ def check_jpeg(file: ImageFile) -> ImageHeader:
         elif marker == _APP1 and length > len(_XMP) + 2:
             data = file.read(position + 2, min(length - 2, MAX_PACKET), "JPEG XMP")
             if data.startswith(_XMP):
-                identities |= dict.fromkeys(find_identities(data))
+                identities.search(data)
         position += length
         if marker == _SOS:
             if frame is None:
@@ -80,8 +80,10 @@ def check_jpeg(file: ImageFile) -> ImageHeader:
     # A Huffman code has a bit at least, and each block a code for its mean.
     if frame.kind in _HUFFMAN_DCT and coded * 8 < frame.blocks(height):
         raise truncated(f"JPEG: {coded} bytes of data cannot hold {frame.width} x {height} pixels")
-    warnings = (f"{file.size - position} bytes after the end of the image",) if position < file.size else ()
-    return ImageHeader("jpeg", frame.width, height, tuple(identities), warnings)
+    warnings = identities.warnings()
+    if position < file.size:
+        warnings = (*warnings, f"{file.size - position} bytes after the end of the image")
+    return ImageHeader("jpeg", frame.width, height, identities.names(), warnings)
 
 
 def _next_marker(file: ImageFile, position: int) -> tuple[int, int]:

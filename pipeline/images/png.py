@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pipeline.images.header import CHUNK, ImageFile, ImageHeader, malformed, truncated
-from pipeline.images.xmp import MAX_PACKET, find_identities
+from pipeline.images.xmp import MAX_PACKET, Identities
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_XMP = b"XML:com.adobe.xmp\0"
 # Bit depths by colour type, and samples of a pixel.
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -47,7 +48,7 @@ def check_png(file: ImageFile) -> ImageHeader:
     position, layout, palette = len(SIGNATURE), None, False
     data: _Data | None = None
     ended = False  # whether the image data is followed by something else
-    identities: tuple[str, ...] = ()
+    identities = Identities()
     for number in range(MAX_CHUNKS):
         if position >= file.size:
             raise truncated("PNG: it has no end (IEND)")
@@ -73,8 +74,10 @@ def check_png(file: ImageFile) -> ImageHeader:
             layout = _parse_header(file.read(body, min(length, 14), "PNG header"))
         elif kind == b"PLTE":
             palette = True
-        elif kind == b"iTXt" and not identities:
-            identities = _read_text(file.read(body, min(length, MAX_PACKET), "PNG text"))
+        elif kind == b"iTXt" and not identities.names():
+            text = file.read(body, min(length, MAX_PACKET), "PNG text")
+            if text.startswith(_XMP):  # uncompressed, as XMP's own rules have it
+                identities.search(text)
         position += 12 + length
         if kind == b"IEND":
             if length:
@@ -86,10 +89,10 @@ def check_png(file: ImageFile) -> ImageHeader:
         raise malformed("PNG: it has no image data")
     if layout.indexed and not palette:
         raise malformed("PNG: colours by number, and no palette")
-    warnings = data.finish()
+    warnings = (*data.finish(), *identities.warnings())
     if position < file.size:
         warnings = (*warnings, f"{file.size - position} bytes after the end of the image")
-    return ImageHeader("png", layout.width, layout.height, identities, warnings)
+    return ImageHeader("png", layout.width, layout.height, identities.names(), warnings)
 
 
 class _Data:
@@ -145,8 +148,3 @@ def _parse_header(data: bytes) -> Layout:
     if depth not in _DEPTHS.get(colour, ()) or compression or filtering or interlace > 1:
         raise malformed(f"PNG: an impossible header {data[8:13].hex()}")
     return Layout(width, height, depth * _SAMPLES[colour], colour == 3, bool(interlace))
-
-
-def _read_text(data: bytes) -> tuple[str, ...]:
-    """Identities in an iTXt chunk that holds XMP, uncompressed as XMP's own rules have it."""
-    return find_identities(data) if data.startswith(b"XML:com.adobe.xmp\0") else ()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from itertools import islice, repeat
+from itertools import count, islice, repeat
 from typing import NamedTuple
 
 from pipeline.images.header import ImageFile, ImageHeader, malformed, truncated
-from pipeline.images.xmp import MAX_PACKET, find_identities
+from pipeline.images.png import DEFLATE_RATIO
+from pipeline.images.xmp import MAX_PACKET, Identities
 
 MAX_DIRECTORIES = 1000
 MAX_ENTRIES = 4096
@@ -16,9 +17,14 @@ MAX_PIECES = 1 << 20  # strips or tiles, of all directories
 _AT_ONCE = 1 << 16
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_SUBTYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _XMP = 254, 256, 257, 258, 259, 700
+_SUBTYPE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _XMP = 254, 256, 257, 258, 259, 262, 700
 _STRIPS, _SAMPLES, _ROWS, _STRIP_BYTES, _PLANAR = 273, 277, 278, 279, 284
 _TILE_WIDTH, _TILE_HEIGHT, _TILES, _TILE_BYTES = 322, 323, 324, 325
+_YCBCR = 6
+# The most bytes of pixels that a byte may hold, by compression. LZW: codes of at least 9 bits, 12 for the longest
+# string that its table can have, of 3838 bytes; PackBits: 128 from 2.
+_RATIOS = {1: 1, 5: 2600, 8: DEFLATE_RATIO, 32946: DEFLATE_RATIO, 32773: 64}
+_JPEG, _CCITT = 7, frozenset({2, 3, 4})
 
 
 class Field(NamedTuple):
@@ -51,7 +57,8 @@ def check_tiff(file: ImageFile) -> ImageHeader:
     seen: set[int] = set()
     main: ImageHeader | None = None
     left = MAX_PIECES
-    identities: dict[str, None] = {}
+    identities = Identities()
+    packets: set[Field] = set()  # that were searched: directories may share one
     while offset:
         if offset in seen:
             raise malformed("TIFF: its directories go in a circle")
@@ -61,16 +68,18 @@ def check_tiff(file: ImageFile) -> ImageHeader:
         fields, offset = _read_directory(file, form, offset)
         found, pieces = _check_image(file, form, fields, left)
         left -= pieces
-        if _XMP in fields:
-            field = fields[_XMP]
-            size = min(_SIZES[field.kind] * field.values, MAX_PACKET)
-            identities |= dict.fromkeys(find_identities(file.read(field.offset, size, "TIFF XMP")))
+        packet = fields.get(_XMP)
+        if packet is not None and packet not in packets and not identities.skipped:
+            packets.add(packet)
+            size = min(_SIZES[packet.kind] * packet.values, MAX_PACKET)
+            identities.search(file.read(packet.offset, size, "TIFF XMP"))
         reduced = _one(file, form, fields, _SUBTYPE, 0) & 5  # a smaller version of another one, or a mask
         if main is None or (not reduced and found.width * found.height > main.width * main.height):
             main = found
     if main is None:
         raise malformed("TIFF: it has no directory")
-    return ImageHeader("tiff", main.width, main.height, tuple(identities))
+    warnings = (*main.warnings, *identities.warnings())
+    return ImageHeader("tiff", main.width, main.height, identities.names(), warnings)
 
 
 def form_is_big(head: bytes) -> bool:
@@ -116,7 +125,7 @@ def _numbers(file: ImageFile, form: _Form, field: Field) -> Iterator[int]:
 def _one(file: ImageFile, form: _Form, fields: dict[int, Field], tag: int, default: int) -> int:
     """The first value of a field, or what stands for one that is not there."""
     field = fields.get(tag)
-    return default if field is None or not field.values else next(_numbers(file, form, field))
+    return default if field is None or not field.values else next(_numbers(file, form, field._replace(values=1)))
 
 
 def _check_image(file: ImageFile, form: _Form, fields: dict[int, Field], most: int) -> tuple[ImageHeader, int]:
@@ -149,18 +158,39 @@ def _check_image(file: ImageFile, form: _Form, fields: dict[int, Field], most: i
     if offsets.values < due or (counts is not None and counts.values < due):
         raise malformed(f"TIFF: {offsets.values} strips or tiles where {due} are due")
     sizes = _numbers(file, form, counts) if counts is not None else repeat(0)
-    held = 0
-    for place, size in zip(islice(_numbers(file, form, offsets), due), sizes, strict=False):
+    compression, bits = one(_COMPRESSION, 1), one(_BITS, 1)
+    # Of YCbCr the colours may be stored for several pixels at once: its brightness alone is sure to be there.
+    together = 1 if planes > 1 or one(_PHOTOMETRIC) == _YCBCR else samples
+    in_plane, summed = due // planes, compression == 1 and not tiled
+    last = down if tiled else height - (in_plane - 1) * down  # rows of the last strip
+    least, least_last = (
+        0 if summed else least_bytes(compression, across, rows, bits * together) for rows in (down, last)
+    )
+    held = missing = 0
+    for number, place, size in zip(count(1), islice(_numbers(file, form, offsets), due), sizes, strict=False):
         if place + size > file.size:
             raise truncated(f"TIFF: a strip or tile ends at byte {place + size} of {file.size}")
         if not place and size:
             raise malformed("TIFF: a strip or tile at byte 0")
         held += size
-    bits = one(_BITS, 1)
-    if one(_COMPRESSION, 1) == 1 and not tiled and counts is not None:
-        row = -(-width * bits * (1 if planes > 1 else samples) // 8)
-        if held < row * height * planes:
+        missing += not size
+        if size and size < (least if number % in_plane else least_last):
+            raise truncated(f"TIFF: a strip or tile of {size} bytes cannot hold its part of {width} x {height} pixels")
+    if summed and counts is not None:
+        if held < -(-width * bits * together // 8) * height * planes:
             raise truncated(f"TIFF: {held} bytes of pixels for {width} x {height} uncompressed ones")
     elif not held and counts is not None:
         raise truncated("TIFF: it has no pixels")
-    return ImageHeader("tiff", width, height), due
+    warned = missing and counts is not None
+    warnings = (f"{missing} of {due} strips or tiles were never written",) if warned else ()
+    return ImageHeader("tiff", width, height, warnings=warnings), due
+
+
+def least_bytes(compression: int, width: int, height: int, bits: int) -> int:
+    """The fewest bytes that so many pixels of `bits` take; 1 where the compression sets no bound. Pure."""
+    if compression in _CCITT:  # a row has a bit at least
+        return -(-height // 8)
+    if compression == _JPEG:  # a block of 8 x 8 has one
+        return -(-(-(-width // 8) * -(-height // 8)) // 8)
+    ratio = _RATIOS.get(compression)
+    return -(-(-(-width * bits // 8) * height) // ratio) if ratio else 1

@@ -1,4 +1,4 @@
-"""Which image an XMP packet says that it belongs to. Pure.
+"""Which image XMP packets say that they belong to. Pure.
 
 The ISIC Archive writes an image's id as dc:title and plus:ImageSupplierImageID (XMP 1.0, PLUS LDF). Packets may come
 from anybody: they are searched with bounded patterns, and never parsed as XML, which may define what expands.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-MAX_PACKET = 1 << 20  # bytes that are looked at
+MAX_PACKET = 1 << 20  # bytes of a packet that are looked at
+MAX_SEARCHED = 4 << 20  # of a file: packets may be made so that a MiB takes a fifth of a second
 _ID = rb"(ISIC_[0-9]{7,12})(?![0-9])"
 _PATTERNS = (
     # As an attribute or a simple element, whatever the prefix of the namespace.
@@ -27,3 +28,29 @@ def find_identities(packet: bytes) -> tuple[str, ...]:
         return ()
     found = {match.start(1): match[1].decode("ascii") for pattern in _PATTERNS for match in pattern.finditer(head)}
     return tuple(dict.fromkeys(found[place] for place in sorted(found)))
+
+
+class Identities:
+    """The ids in the packets of one file, each once, in order. What exceeds `MAX_SEARCHED` is not searched."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, None] = {}
+        self._searched = 0
+        self.skipped = False
+
+    def search(self, packet: bytes) -> None:
+        """Search one packet."""
+        head = packet[:MAX_PACKET]
+        if self._searched + len(head) > MAX_SEARCHED:
+            self.skipped = True
+            return
+        self._searched += len(head)
+        self._found |= dict.fromkeys(find_identities(head))
+
+    def names(self) -> tuple[str, ...]:
+        """What was found."""
+        return tuple(self._found)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Whether packets were left out."""
+        return ("more XMP than is searched",) if self.skipped else ()

@@ -257,7 +257,7 @@ class ArchiveJoin:
                 self._spool.add(
                     FileLine(
                         name=each.name, size=each.size, sha256=each.sha256, offset=tar_offset + each.offset,
-                        key=each.key, evidence=each.evidence, route=each.route,
+                        key=each.key, evidence=each.evidence, route=each.route, etag=each.etag,
                     )
                 )  # fmt: skip
 

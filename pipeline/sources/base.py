@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from pipeline.dicom.header import DicomHeader
 from pipeline.model import Entry, RemoteFile
 
 
@@ -21,7 +22,11 @@ class Body(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A body on scratch: its hashes, what they were checked against, and where it came from."""
+    """A body on scratch: its hashes, what they were checked against, and where it came from.
+
+    `etag`: as the site stated it, without quotes unless it is weak; empty where nothing shall keep it. `header`: what
+    `check_image` said of these very bytes, if anything; then they need no other check.
+    """
 
     path: Path
     size: int
@@ -29,6 +34,8 @@ class Received(NamedTuple):
     sha256: str
     evidence: tuple[str, ...]
     route: str
+    etag: str = ""
+    header: DicomHeader | None = None
 
 
 class Fetcher(Protocol):

@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from pipeline.errors import ItemError
 from pipeline.transport.client import Response
-from pipeline.transport.evidence import MismatchError, Tally, classify_evidence, normalise_etag, read_stated
+from pipeline.transport.download import Download
+from pipeline.transport.evidence import (
+    Digests,
+    MismatchError,
+    Stated,
+    Tally,
+    classify_evidence,
+    normalise_etag,
+    read_stated,
+)
 
 # What one answer may hold in memory, on each connection: nearly all images come whole by one request.
 INLINE = 512 << 10
 ROOM = 64 << 10  # by which an image may be larger than stated: what is embedded has some 3 KB
 _CONTENT_RANGE = re.compile(r"bytes 0-([0-9]{1,18})/([0-9]{1,18})")
+HASHES = frozenset({"md5", "etag-multipart"})  # evidence that an ETag is of the bytes
+# What an index keeps of an ETag; RFC 9110 section 8.8.3 allows more than anybody sends.
+_ETAG = re.compile(r'(W/)?"([!#-~]{1,256})"|(?!W/)([!#-~]{1,256})')
 
 
-class Whole(msgspec.Struct, frozen=True):
-    """All bytes of a file, and what they were compared with."""
+class Proof(msgspec.Struct, frozen=True):
+    """Hashes of all bytes of a file, what they were compared with, and the ETag they came under, as it is kept."""
 
-    body: bytes
+    size: int
     md5: str
     sha256: str
     evidence: tuple[str, ...]
+    etag: str
+
+
+class Whole(msgspec.Struct, frozen=True):
+    """All bytes of a file."""
+
+    body: bytes
+    proof: Proof
 
 
 class Start(msgspec.Struct, frozen=True):
-    """What the site states of a file that is larger than what was asked for."""
+    """What the site states of a file that is larger than what was asked for: `etag` only if it is a strong one."""
 
     size: int
     etag: str
@@ -67,35 +87,76 @@ def read_start(answer: Response) -> Whole | Start:
         raise _doubtful("unavailable", "200 without anything that states how long the image is")
     tally = Tally(size, etag)
     tally.feed(memoryview(body))
-    digests = tally.digests()
+    return Whole(body, prove(tally, answer.status, headers))
+
+
+def prove_file(path: Path, headers: Mapping[str, str]) -> Proof:
+    """Compare a file with what the answer with 200 states that brought all of it. Raises `ItemError`, transient."""
+    if "content-length" not in headers and "transfer-encoding" not in headers:
+        raise _doubtful("unavailable", "200 without anything that states how long the image is")
+    tally = Tally(path.stat().st_size, strong_etag(headers.get("etag", "")))
+    with path.open("rb") as file:
+        while piece := file.read(INLINE):
+            tally.feed(memoryview(piece))
+    return prove(tally, 200, headers)
+
+
+def prove(tally: Tally, status: int, headers: Mapping[str, str]) -> Proof:
+    """Compare the bytes of a tally, which was made for the answer's ETag, with what the answer states. Pure.
+
+    Raises
+    ------
+    ItemError
+        Transient `checksum`: they do not have its hash.
+    """
+    stated = headers.get("etag", "")
+    etag, digests = strong_etag(stated), tally.digests()
     try:
-        evidence = classify_evidence(digests, etag, read_stated(answer.status, headers))
+        evidence = classify_evidence(digests, etag, read_stated(status, headers))
     except MismatchError as error:
         raise _doubtful("checksum", str(error)) from None
-    return Whole(body, digests.md5, digests.sha256, add_etag(evidence, etag))
+    return Proof(digests.size, digests.md5, digests.sha256, add_etag(evidence, etag), keep_etag(stated))
+
+
+def prove_download(got: Download, etag: str) -> Proof:
+    """What a download proves that was made for the strong ETag `etag`, or for none: then its own answer may have one.
+
+    Raises `ItemError`, transient, when that is an MD5 and not the one of the bytes. Pure.
+    """
+    evidence, own = got.evidence, strong_etag(got.etag)
+    if own and not etag:
+        try:
+            evidence = classify_evidence(Digests(got.size, got.md5, got.sha256, ()), own, Stated())
+        except MismatchError as error:
+            raise _doubtful("checksum", str(error)) from None
+        evidence = tuple(dict.fromkeys((*got.evidence[:-1], *evidence)))
+    # Where the bytes came without it, the ETag that was stated before is theirs only if they have its hash.
+    kept = keep_etag(got.etag) or (etag if HASHES & set(evidence) else "")
+    return Proof(got.size, got.md5, got.sha256, add_etag(evidence, own), kept)
 
 
 def strong_etag(header: str) -> str:
-    """An ETag that stands for the bytes; "" for a weak one or none (RFC 9110 section 8.8.1). Pure."""
-    return "" if header.strip().startswith("W/") else normalise_etag(header)
+    """An ETag that stands for the bytes; "" for a weak one (RFC 9110 section 8.8.1), or none that can be kept. Pure."""
+    etag = keep_etag(header)
+    return "" if etag.startswith('W/"') else normalise_etag(etag)
+
+
+def keep_etag(header: str) -> str:
+    """The ETag as an index keeps it: without quotes, or with both mark and quotes if it is weak. Pure.
+
+    One that is none by its grammar, or too long to be kept whole, is "".
+    """
+    match = _ETAG.fullmatch(header.strip())
+    if match is None:
+        return ""
+    return match[0] if match[1] else match[2] or match[3]
 
 
 def add_etag(evidence: tuple[str, ...], etag: str) -> tuple[str, ...]:
     """Note an ETag that is no hash of the bytes known here: all of them came under it. Pure."""
-    if not etag or {"md5", "etag-multipart"} & set(evidence):
+    if not etag or HASHES & set(evidence):
         return evidence
     return (*(word for word in evidence if word != "size"), "etag", "size")
-
-
-def hash_file(path: Path) -> tuple[int, str, str]:
-    """Size, MD5 and SHA-256 of a file."""
-    md5, sha256, size = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(INLINE):
-            md5.update(piece)
-            sha256.update(piece)
-            size += len(piece)
-    return size, md5.hexdigest(), sha256.hexdigest()
 
 
 def _doubtful(reason: str, text: str) -> ItemError:

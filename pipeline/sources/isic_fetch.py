@@ -18,7 +18,16 @@ from pipeline.model import Entry, Item
 from pipeline.settings import SourceIsic
 from pipeline.sources.api_body import ShapeError
 from pipeline.sources.base import Body, Received
-from pipeline.sources.isic_answer import INLINE, Start, Whole, add_etag, choose_range, hash_file, read_start
+from pipeline.sources.isic_answer import (
+    INLINE,
+    Proof,
+    Start,
+    Whole,
+    choose_range,
+    prove_download,
+    prove_file,
+    read_start,
+)
 from pipeline.sources.isic_api import explain_error, parse_answer, parse_root
 from pipeline.sources.isic_body import THUMBNAIL, find_index, image_location, list_files, read_facts
 from pipeline.sources.isic_rows import Image
@@ -26,6 +35,7 @@ from pipeline.sources.isic_token import find_token
 from pipeline.transport.client import Transport
 from pipeline.transport.download import Sink
 from pipeline.transport.stream import Count
+from pipeline.transport.wire import Head
 
 DEMO = "demo"
 MAX_BYTES = 1 << 36  # where nobody states a length
@@ -124,21 +134,34 @@ class IsicFetcher:
         except ItemError as error:
             if error.reason != "size" or error.transient:
                 raise
-            return self._stream(url, path, route, deadline)  # the site knows no ranges, and the file is large
+            # The site knows no ranges, and the file is large.
+            return _receive(path, self._stream(url, path, deadline), route)
         if isinstance(start, Whole):
             with Sink(path, Count()) as sink:
                 sink.feed(memoryview(start.body))
                 sink.close()
-            return Received(path, len(start.body), start.md5, start.sha256, start.evidence, route)
-        return self._download(url, start, path, route, deadline)
+            proof = start.proof
+        else:
+            proof = self._download(url, start, path, deadline)
+        return _receive(path, proof, route)
 
-    def _download(self, url: str, start: Start, path: Path, route: str, deadline: float) -> Received:
-        got = self._transport.download(url, path, size=start.size, etag=start.etag, deadline_at=deadline)
-        return Received(path, got.size, got.md5, got.sha256, add_etag(got.evidence, start.etag), route)
+    def _download(self, url: str, start: Start, path: Path, deadline: float) -> Proof:
+        got = self._transport.download(
+            url, path, size=start.size, etag=start.etag, deadline_at=deadline, if_range=True
+        )  # fmt: skip
+        try:
+            return prove_download(got, start.etag)
+        except ItemError:
+            path.unlink()
+            raise
 
-    def _stream(self, url: str, path: Path, route: str, deadline: float) -> Received:
-        size, md5, sha256 = self._transport.stream(url, path, hash_file, limit=MAX_BYTES, deadline_at=deadline)
-        return Received(path, size, md5, sha256, ("size",), route)
+    def _stream(self, url: str, path: Path, deadline: float) -> Proof:
+        """A file from a site that knows no ranges: in one piece, and compared with what its answer states."""
+        heads: list[Head] = []
+        return self._transport.stream(
+            url, path, lambda file: prove_file(file, heads[-1].headers), limit=MAX_BYTES, deadline_at=deadline,
+            on_head=heads.append,
+        )  # fmt: skip
 
     # -- the API ---------------------------------------------------------------------------------------------------
 
@@ -223,6 +246,10 @@ def judge_refusal(status: int, document: bytes) -> ItemError | None:
     if status == 404:
         return ItemError("withdrawn", f"404 {said}") if said else ItemError("unavailable", "404, no such path")
     return ItemError("forbidden", f"{status} {said}".strip()) if status in {401, 403} else None
+
+
+def _receive(path: Path, proof: Proof, route: str) -> Received:
+    return Received(path, proof.size, proof.md5, proof.sha256, proof.evidence, route, proof.etag)
 
 
 def _choose_url(image: Image | None, *, small: bool) -> str:

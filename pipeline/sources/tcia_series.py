@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import itertools
 import logging
 import re
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from pipeline.dicom.header import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, is_uid
+from pipeline.dicom.check import check_image
+from pipeline.dicom.header import DEFLATED_LE, EXPLICIT_BE, EXPLICIT_LE, IMPLICIT_LE, DicomHeader, is_uid
 from pipeline.dicom.walker import (
     EXPLICIT_BIG,
     EXPLICIT_LITTLE,
@@ -52,11 +54,15 @@ class SeriesFile(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """An image of a zip that is what the site's list says; with `sha256` where its bytes were written out too."""
+    """An image of a zip that is what the site's list says; with `sha256` where its bytes were written out too.
+
+    `header`: where it was seen to be a good DICOM file of its series on the way; else that is yet to be judged.
+    """
 
     file: SeriesFile
     member: Member
     sha256: str = ""
+    header: DicomHeader | None = None
 
 
 def check_series(
@@ -90,7 +96,7 @@ def check_series(
     for member in others:
         for _ in read_member(fd, member, check):
             pass
-    found = [_check_image(fd, member, rows[member.name], check, out) for member in images]
+    found = [_check_image(fd, member, item, rows[member.name], check, out) for member in images]
     return order_found(found)
 
 
@@ -150,7 +156,7 @@ def check_sizes(item: Item, images: Sequence[Member], others: Sequence[Member], 
             "size", f"the images of its zip have {total} bytes, the manifest says {item.bytes}", transient=True
         )
     if total > limit:
-        raise ItemError("size", f"the images of its zip have {total} bytes; {limit} is the limit here", transient=True)
+        raise ItemError("size", f"the images of its zip have {total} bytes; {limit} is the limit here")
     if sum(member.size for member in others) > MAX_OTHERS:
         raise ItemError("size", f"more than {MAX_OTHERS} bytes in its zip are no images", transient=True)
 
@@ -199,22 +205,32 @@ def _unquote(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
 
 
-def _check_image(fd: int, member: Member, md5: str, check: Callable[[], object], out: Path | None) -> Found:
+def _check_image(fd: int, member: Member, item: Item, md5: str, check: Callable[[], object], out: Path | None) -> Found:
+    header = None
     digest = hashlib.md5(usedforsecurity=False)
     other = hashlib.sha256() if out else None
     head = b""
-    with open(f"{out}/{md5}", "wb") if out else contextlib.nullcontext() as file:
+    with open(f"{out}/{md5}", "wb", buffering=0) if out else contextlib.nullcontext() as file:
         for piece in read_member(fd, member, check):
             digest.update(piece)
-            if len(head) < HEAD:
-                head += piece[: HEAD - len(head)]
             if file and other:
                 other.update(piece)
-                file.write(piece)
+                _write(file, piece)
+                if len(piece) == member.size:
+                    header = check_image(piece, series_uid=item.id)
+            if header is None and len(head) < HEAD:
+                head += piece[: HEAD - len(head)]
     if digest.hexdigest() != md5:
         text = f"{clean_text(member.name)} has MD5 {digest.hexdigest()}, {MD5_LIST} in its zip says {md5}"
         raise ItemError("checksum", text, transient=True)
-    return Found(SeriesFile(peek_instance(head), md5, member.size), member, other.hexdigest() if other else "")
+    sop = header.sop_instance_uid if header else peek_instance(head)
+    return Found(SeriesFile(sop, md5, member.size), member, other.hexdigest() if other else "", header)
+
+
+def _write(file: io.FileIO, piece: bytes) -> None:
+    written = file.write(piece)
+    while written < len(piece):
+        written += file.write(piece[written:])
 
 
 def peek_instance(head: bytes) -> str:

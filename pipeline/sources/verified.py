@@ -41,7 +41,7 @@ def fetch_verified(fetcher: Fetcher, body: Body, path: Path, deadline: float) ->
             # Hashes say most of the bytes, then what the image says of itself; their number says least.
             evidence = (*(word for word in evidence if word != "size"), *found, "size")
         else:
-            header = check_dicom(partial, series_uid=body.entry.item.id)
+            header = received.header or check_dicom(partial, series_uid=body.entry.item.id)
             name, chain = f"{header.sop_instance_uid}.dcm", choose_chain(header, ".dcm")
             warnings = header.warnings
     except ItemError as error:
@@ -60,5 +60,6 @@ def fetch_verified(fetcher: Fetcher, body: Body, path: Path, deadline: float) ->
         evidence=evidence,
         route=received.route,
         chain=chain,
+        etag=received.etag,
     )
     return Verified(file, warnings)

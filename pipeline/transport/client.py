@@ -19,6 +19,7 @@ from pipeline.transport.pool import ConnectionPool
 from pipeline.transport.retry import Policy, Runtime, Verdict
 from pipeline.transport.stream import Count, judge_coding, judge_stream, pour
 from pipeline.transport.trial import Event, Explain, Means, Trial, doubt
+from pipeline.transport.wire import Head
 
 T = TypeVar("T")
 MIB = 1 << 20
@@ -129,6 +130,7 @@ class Transport:
         etag: str = "",
         deadline_at: float | None = None,
         resume: bool = True,
+        if_range: bool = False,
     ) -> Download:
         """Write one object to `dest` and return its hashes and the evidence for it; on failure nothing is left there.
 
@@ -141,7 +143,10 @@ class Transport:
         deadline_at
             On the runtime's clock; by default the policy's deadline from now.
         resume
-            Whether a broken body is continued by a Range request.
+            Whether a broken body is continued by a Range request: under the listed ETag, else under what its first
+            answer said of its version, if that can be no other's.
+        if_range
+            Whether that request's condition is If-Range also for a listed ETag, and not If-Match.
 
         Raises
         ------
@@ -158,7 +163,7 @@ class Transport:
         trial = self._trial(url, deadline_at, size)
         etag = normalise_etag(etag)
         with Sink(dest, Tally(size, etag)) as sink:
-            haul = Haul(sink, size, etag, resume=resume)
+            haul = Haul(sink, size, etag, resume=resume, if_range=if_range)
             changes = 0
             while True:
                 try:
@@ -185,6 +190,7 @@ class Transport:
                 attempts=trial.requests,
                 seconds=clock() - begun,
                 resumed=haul.resumed,
+                etag=haul.first.etag,
             )
 
     def stream(
@@ -199,6 +205,7 @@ class Transport:
         doubts: int = DOUBTS,
         deadline_at: float | None = None,
         ask_until: float = math.inf,
+        on_head: Callable[[Head], None] | None = None,
     ) -> T:
         """Write an answer of a length that nobody states to `dest`, and return what `accept` makes of the file.
 
@@ -220,6 +227,8 @@ class Transport:
             On the runtime's clock; by default the policy's deadline from now.
         ask_until
             On the same clock: later no other request is sent, though a body that flows may go on until `deadline_at`.
+        on_head
+            Is given the head of each answer whose body is written, before `accept` reads the file.
 
         Raises
         ------
@@ -238,6 +247,8 @@ class Transport:
                 try:
                     with trial.ask(wanted) as exchange:
                         judge_stream(exchange.head)
+                        if on_head is not None:
+                            on_head(exchange.head)
                         pour(exchange.body, sink, self._buffer(), limit)
                 except (RequestError, OSError, http.client.HTTPException) as error:
                     failure = trial.explain(error)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -19,6 +21,12 @@ from pipeline.transport.wire import Body, Head, ShortBodyError, parse_length
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_MD5 = re.compile(r"[0-9a-f]{32}")
+# An entity tag (RFC 9110 section 8.8.3), of the characters that can be sent back; some sites leave the quotes out.
+_STRONG_ETAG = re.compile(r'"([!#-~]{1,1000})"|(?!W/)([!#-~]{1,1000})')
+# An object that changes twice within the clock's second has one Last-Modified for two versions, RFC 9110 section
+# 8.8.2.2; clocks of a site's machines may be apart by more.
+DATE_IS_STRONG = 60.0  # seconds
 
 
 class Download(msgspec.Struct, frozen=True):
@@ -34,6 +42,8 @@ class Download(msgspec.Struct, frozen=True):
         From the call to the end, waits included.
     resumed
         How many of the requests continued a broken body.
+    etag
+        As the answer had it that the bytes began with, quotes and weakness mark included; may be empty.
     """
 
     path: Path
@@ -44,6 +54,7 @@ class Download(msgspec.Struct, frozen=True):
     attempts: int
     seconds: float
     resumed: int
+    etag: str = ""
 
 
 class Meter(Protocol):
@@ -135,47 +146,88 @@ class Sink(Generic[M]):
         return StorageError(f"cannot write {self._path}: {error.strerror or error}", hint=hint)
 
 
-class Haul:
-    """The state of one download between its requests."""
+class Validator(NamedTuple):
+    """What an answer says about the version of the object that its bytes are of, in its own words; "" for nothing."""
 
-    def __init__(self, sink: Sink[Tally], size: int, etag: str, *, resume: bool) -> None:
+    etag: str = ""
+    modified: str = ""
+    date: str = ""
+
+
+def read_validator(headers: Mapping[str, str]) -> Validator:
+    """Read it from response headers. Pure."""
+    return Validator(*(headers.get(name, "").strip() for name in ("etag", "last-modified", "date")))
+
+
+def choose_condition(validator: Validator) -> str:
+    """Choose the value of If-Range (RFC 9110 section 13.1.5) that names this version and no other; "" for none. Pure.
+
+    A weak ETag names several versions, and leaves no room for a date; a date alone counts when the answer was sent long
+    after it.
+    """
+    if validator.etag:
+        match = _STRONG_ETAG.fullmatch(validator.etag)
+        return f'"{match[1] or match[2]}"' if match else ""
+    try:
+        modified, date = (parsedate_to_datetime(text).timestamp() for text in (validator.modified, validator.date))
+    except (ValueError, TypeError, OverflowError):
+        return ""
+    good = all(text.endswith(" GMT") and text.isascii() and text.isprintable() for text in validator[1:])
+    return validator.modified if good and date - modified >= DATE_IS_STRONG else ""
+
+
+class Haul:
+    """The state of one download between its requests. `first` is of the answer that the bytes in the sink began with.
+
+    With `if_range` the condition of a resumed body is If-Range also for a listed ETag, else If-Match: what is not as
+    listed is refused then.
+    """
+
+    def __init__(self, sink: Sink[Tally], size: int, etag: str, *, resume: bool, if_range: bool = False) -> None:
         self.sink = sink
         self.size = size
         self.etag = etag
         self.resumed = 0
+        self.first = Validator()
         self._resume = resume
-        self._validator = etag
+        self._if_range = if_range
         self._stated = Stated()
         self._distrust = False
 
     def request_headers(self) -> dict[str, str]:
-        """Headers of the next request: from where to go on, under which condition, past caches after wrong bytes."""
+        """Headers of the next request: from where to go on, under which condition, past caches after wrong bytes.
+
+        Without a condition that holds for one version only, what is there is thrown away.
+        """
         headers = {"x-amz-checksum-mode": "ENABLED"}
-        if not self._resume:
+        condition = choose_condition(Validator(f'"{self.etag}"') if self.etag else self.first)
+        if not self._resume or not condition:
             self.sink.restart()
         have = self.sink.tally.size
         if have:
             headers["Range"] = f"bytes={have}-"
-            if self._validator:
-                headers["If-Match"] = f'"{self._validator}"'
+            headers["If-Match" if self.etag and not self._if_range else "If-Range"] = condition
         if self._distrust:
             headers["Cache-Control"] = "no-cache"
         return headers
 
     def accept(self, head: Head) -> None:
         """Take a 200 or 206 response as the beginning or as what comes next; else raise `RequestError`."""
-        have = self.sink.tally.size
-        start = judge_head(head, have=have, size=self.size, etag=self.etag or (self._validator if have else ""))
-        stated = read_stated(head.status, head.headers)
+        start = judge_head(head, have=self.sink.tally.size, size=self.size, etag=self.etag)
+        stated, own = read_stated(head.status, head.headers), read_validator(head.headers)
         if start:
+            # Whoever ignores the condition sends a part of any version. A listed MD5 needs no word about it: the whole
+            # is compared with it.
+            if not _MD5.fullmatch(self.etag) and not same_version(self.first, own, self.etag):
+                self._resume = False
+                said = f"ETag {own.etag[:100]!r} and date {own.modified[:40]!r}"
+                text = f"a part with {said}, perhaps of another version than what came first"
+                raise RequestError("checksum", Verdict.RETRY, text, discard=True)
             self.resumed += 1
             self._stated = Stated(sha256=self._stated.sha256, md5=stated.md5 or self._stated.md5)
             return
         self.sink.restart()
-        self._stated = stated
-        own = head.headers.get("etag", "")
-        if not self.etag:  # If-Match needs a strong validator, RFC 9110 section 13.1.1
-            self._validator = "" if own.startswith("W/") else normalise_etag(own)
+        self._stated, self.first = stated, own
 
     def receive(self, body: Body, buffer: memoryview) -> None:
         """Read the body to its end; what comes before a failure is kept.
@@ -209,8 +261,16 @@ class Haul:
         # All bytes there and still a failure: there is nothing to ask for from here on.
         if failure.discard or self.sink.tally.size >= self.size:
             self._distrust = True
-            self._validator = self.etag
             self.sink.restart()
+
+
+def same_version(first: Validator, own: Validator, etag: str = "") -> bool:
+    """Whether two answers are surely about one version of the object, of ETag `etag` if that is listed. Pure."""
+    strong = choose_condition(Validator(own.etag))
+    if etag:
+        return {normalise_etag(strong), normalise_etag(choose_condition(Validator(first.etag)))} == {etag}
+    condition = choose_condition(first)
+    return bool(condition) and condition == (strong if first.etag or own.etag else own.modified)
 
 
 def judge_head(head: Head, *, have: int, size: int, etag: str) -> int:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.dicom.check import check_dicom
+from pipeline.dicom.check import check_dicom, check_image
+from pipeline.dicom.header import DEFLATED_LE
 from pipeline.errors import ItemError
 
 FOLDER = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -80,6 +81,19 @@ def test_the_check_agrees_with_pydicom(name):
         assert header.pixel_length == len(pixels.value)
 
 
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_bytes_in_memory_have_the_verdict_of_their_file(name):
+    """Or none: of files that are deflated, odd or wrong."""
+    at_once = check_image((FOLDER / name).read_bytes(), series_uid=series_of(name))
+    try:
+        header = check_dicom(FOLDER / name, series_uid=series_of(name))
+    except ItemError:
+        header = None
+    plain = header is not None and header.transfer_syntax_uid != DEFLATED_LE and not header.warnings
+    assert at_once == header if plain else at_once in {None, header}
+
+
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_known_odd_files_are_refused_for_their_reason(name):
@@ -113,15 +127,18 @@ def test_no_prefix_of_a_real_file_is_accepted(tmp_path, name, share, back):
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(FILES), data=st.data())
 def test_flipped_bits_raise_nothing_unforeseen(tmp_path, name, data):
-    """Bits flipped in the header of a real file lead to a header or to an ItemError."""
+    """Bits flipped in the header of a real file lead to a header or an ItemError; in memory, to no other verdict."""
     file = bytearray((FOLDER / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 5))):
         at = data.draw(st.integers(0, min(len(file), 4000) - 1))
         file[at] ^= 1 << data.draw(st.integers(0, 7))
     path = tmp_path / "flipped.dcm"
     path.write_bytes(file)
+    at_once = check_image(bytes(file), series_uid=series_of(name))
     try:
         header = check_dicom(path, series_uid=series_of(name))
     except ItemError:
+        assert at_once is None
         return
     assert header.series_instance_uid
+    assert at_once in {None, header}

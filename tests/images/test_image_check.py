@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.errors import ItemError
 from pipeline.images.check import check_image, describe_other, sniff_format
@@ -244,3 +246,44 @@ def test_endless_directories(tmp_path: Path) -> None:
     """A chain of thousands of directories, each asking for much, ends soon."""
     fields = [*BASE, (273, 4, 1, 60), (279, 4, 1, 16)]
     assert "more than 1000 directories" in str(refuse(tmp_path, tiff(*[fields] * 1200, tail=bytes(200))))
+
+
+@pytest.mark.parametrize(
+    ("compression", "least"),
+    [(8, 969), (32946, 969), (5, 385), (32773, 15_625), (7, 1954), (2, 125), (4, 125), (1, 1_000_000), (50000, 1)],
+    ids=["deflate", "old deflate", "LZW", "PackBits", "JPEG", "CCITT 1D", "CCITT G4", "none", "zstd"],
+)
+def test_tiff_compressed_beyond_reason(tmp_path: Path, compression: int, least: int) -> None:
+    """A strip or tile is `truncated` when its bytes cannot hold its pixels, however well they were compressed."""
+    head = [(256, 4, 1, 1000), (257, 4, 1, 1000), (258, 3, 1, 8), (259, 3, 1, compression)]
+    for fields in (
+        [(273, 4, 1, 200), (278, 4, 1, 1000), (279, 4, 1)],
+        [(322, 4, 1, 1000), (323, 4, 1, 1000), (324, 4, 1, 200), (325, 4, 1)],
+    ):
+
+        def build(size: int, fields: list[tuple[int, ...]] = fields) -> bytes:
+            return tiff([*head, *fields[:-1], (*fields[-1], size)], tail=bytes(1_000_200))
+
+        assert check(tmp_path, build(least)) == ImageHeader("tiff", 1000, 1000)
+        if least > 1:
+            error = refuse(tmp_path, build(least - 1))
+            assert error.reason == "truncated"
+            assert "cannot hold" in str(error) or "uncompressed" in str(error)
+
+
+def test_real_tiffs_of_little_content(tmp_path: Path) -> None:
+    """An image of one colour passes with every compression that Pillow writes."""
+    for mode, kinds in {"L": ("tiff_adobe_deflate", "tiff_lzw", "packbits", "jpeg"), "1": ("group3", "group4")}.items():
+        for kind in kinds:
+            out = io.BytesIO()
+            Image.new(mode, (4000, 4000)).save(out, "TIFF", compression=kind)
+            assert check(tmp_path, out.getvalue()) == ImageHeader("tiff", 4000, 4000)
+
+
+def test_tiles_that_were_never_written(tmp_path: Path) -> None:
+    """Tiles without a place stand for none; a file that has some is remarked."""
+    head = [(256, 4, 1, 512), (257, 4, 1, 256), (258, 3, 1, 8), (259, 3, 1, 8), (322, 4, 1, 256), (323, 4, 1, 256)]
+    tail = struct.pack("<4I", 200, 0, 100, 0) + bytes(300)
+    place = 8 + 2 + 12 * 8 + 4
+    found = check(tmp_path, tiff([*head, (324, 4, 2, place), (325, 4, 2, place + 8)], tail=tail))
+    assert found == ImageHeader("tiff", 512, 256, warnings=("1 of 2 strips or tiles were never written",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ItemError
 from pipeline.images.check import check_image
+from pipeline.images.xmp import MAX_PACKET, MAX_SEARCHED, find_identities
 from tests.images.image_bytes import chunk, jpeg, make, png, tiff
 
 SEEDS = {
@@ -94,3 +96,62 @@ BOMBS = {
 def test_bombs(tmp_path: Path, data: bytes) -> None:
     """Files made to be slow or to need much memory end soon, in little."""
     judge(tmp_path, data)
+
+
+def packets(unit: bytes, count: int) -> list[bytes]:
+    """TIFFs of as many directories as there may be, whose XMP is as long as is looked at, and hard to search."""
+    packet = (b"ISIC_" + unit * ((1 << 20) // len(unit) + 1))[: 1 << 20]
+    place = 8 + count * (2 + 12 * 6 + 4)
+    fields = [(256, 4, 1, 4), (257, 4, 1, 4), (258, 3, 1, 8), (273, 4, 1, 8), (279, 4, 1, 16)]
+    return [
+        tiff(*[[*fields, (700, 7, len(packet) - step * number, place + step * number)] for number in range(count)])
+        + packet
+        for step in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["the same", "each another"])
+@pytest.mark.parametrize(
+    "unit", [b":title" + b" " * 10, b":title>" + b" " * 256, b"<title>" + b" " * 20 + b"<a>"], ids=["a", "b", "c"]
+)
+def test_packets_are_searched_once(tmp_path: Path, unit: bytes, number: int) -> None:
+    """A small TIFF whose directories share an XMP packet costs no more than a few packets."""
+    begun = time.process_time()
+    judge(tmp_path, packets(unit, 1000)[number])
+    assert time.process_time() - begun < 8
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff"])
+def test_no_more_than_so_much_is_searched(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the packets of a file are, they are searched up to a bound, and that is remarked."""
+    searched = []
+
+    def count(packet: bytes) -> tuple[str, ...]:
+        searched.append(len(packet))
+        return find_identities(packet)
+
+    monkeypatch.setattr("pipeline.images.xmp.find_identities", count)
+    packet = b"ISIC_" + (b":title>" + b" " * 256) * 240
+    if kind == "jpeg":
+        packet = b"http://ns.adobe.com/xap/1.0/\0" + packet
+        segment = b"\xff\xe1" + struct.pack(">H", len(packet) + 2) + packet
+        data = jpeg()[:2] + segment * 100 + jpeg()[2:]
+    elif kind == "png":
+        data = png(1, 1, b"\0\0", extra=chunk(b"iTXt", b"XML:com.adobe.xmp\0" + packet) * 100)
+    else:
+        data = packets(b":title>" + b" " * 256, 100)[1]
+    path = tmp_path / "image"
+    path.write_bytes(data)
+    assert "more XMP than is searched" in check_image(path, ".bin").warnings
+    assert MAX_SEARCHED - MAX_PACKET < sum(searched) <= MAX_SEARCHED
+
+
+def test_values_are_read_once(tmp_path: Path) -> None:
+    """A field of which one value is asked for costs one, however many it says that it has."""
+    count, values = 1000, 60_000
+    place = 8 + count * (2 + 12 * 10 + 4)
+    fields = [(tag, 4, values, place) for tag in (254, 256, 257, 258, 259, 262, 277, 278)]
+    fields += [(273, 4, 1, 8), (279, 4, 1, 16)]
+    begun = time.process_time()
+    judge(tmp_path, tiff(*[fields] * count) + struct.pack("<I", 1) * values)
+    assert time.process_time() - begun < 0.8

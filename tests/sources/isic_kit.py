@@ -57,7 +57,10 @@ class SearchArchive(Archive):
 
 
 def serve(data: bytes, *, etag: str | None = None, ranges: bool = True, cut: int = 0, **headers: str) -> Step:
-    """A file as S3 serves it; `etag` None: its MD5, "": none. `cut`: the connection breaks after so many bytes."""
+    """A file as S3 serves it; `etag` None: its MD5, "": none. `cut`: the connection breaks after so many bytes.
+
+    If-Range is not looked at: what is sent says of itself which version it is.
+    """
     tag = hashlib.md5(data).hexdigest() if etag is None else etag
 
     def step(handler: Handler, asked: Asked) -> None:
@@ -71,7 +74,7 @@ def serve(data: bytes, *, etag: str | None = None, ranges: bool = True, cut: int
             more["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
         handler.send_response(status)
         if tag:
-            handler.send_header("ETag", f'"{tag}"')
+            handler.send_header("ETag", tag if tag.startswith("W/") else f'"{tag}"')
         handler.send_header("Content-Length", str(len(sent)))
         for name, value in more.items():
             handler.send_header(name.replace("_", "-"), value)

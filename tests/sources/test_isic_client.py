@@ -92,6 +92,30 @@ def test_collections(archive: Archive) -> None:
     assert last.params == {"pinned": "true", "sort": "name", "limit": "100"}
 
 
+def test_values_of_a_selection(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:
+    """`select` refuses a value that no image has, and warns where the site does not list them all."""
+    archive.rows = image_rows(3)
+    queries = ("anatom_site_2:Nail AND patient_id:IP_1", "anatom_site_2:nail")
+    archive.queries = dict.fromkeys(queries, lambda _: False)
+    site = {"Head, neck": 5, "Nail": 1}
+    facet = {"buckets": [{"key": key, "doc_count": count} for key, count in site.items()]}
+    archive.site.on(f"{API}images/facets/", said(200, {"anatom_site_2": facet}))
+    with client(archive, refresh=True) as isic:
+        found = isic.facets()["anatom_site_2"]
+        assert (found, found.others) == (site, 0)
+        for operator, value in (("==", "nail"), ("!=", "nail"), ("in", ["Nail", "nail"]), ("not in", ["nail"])):
+            with pytest.raises(ConfigError, match="anatom_site_2 is never 'nail'") as caught:
+                list(isic.select([["anatom_site_2", operator, value]]))
+            assert "did you mean Nail" in caught.value.hint
+        assert list(isic.select([["anatom_site_2", "in", ["Nail"]], ["patient_id", "==", "IP_1"]])) == []
+    assert "anatom_site_2" not in caplog.text
+    archive.site.on(f"{API}images/facets/", said(200, {"anatom_site_2": facet | {"sum_other_doc_count": 7}}))
+    with client(archive, refresh=True) as isic:
+        assert isic.facets()["anatom_site_2"].others == 7
+        assert list(isic.select([["anatom_site_2", "==", "nail"]])) == []
+    assert "most frequent values only, and 'nail' is none of them (did you mean 'Nail'" in caplog.text
+
+
 def test_counts_and_facets(archive: Archive) -> None:
     """Sizes, counts, statistics, facets, licences, lesions."""
     archive.rows = image_rows(150)

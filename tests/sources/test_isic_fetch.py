@@ -14,12 +14,12 @@ import pytest
 from pipeline.archive.tar import join_path
 from pipeline.errors import ItemError
 from pipeline.model import Entry
-from pipeline.sources.isic_answer import INLINE, add_etag, choose_range, strong_etag
+from pipeline.sources.isic_answer import INLINE, add_etag, choose_range, keep_etag, strong_etag
 from pipeline.sources.isic_body import list_files, read_facts
 from tests.images.image_bytes import jpeg, make
 from tests.sources.isic_archive import NOT_FOUND, image
 from tests.sources.isic_kit import Bench, SearchArchive, make_item, serve, single
-from tests.sources.test_tcia_http import Asked, _site, answer, reset  # noqa: F401 -- the fixture
+from tests.sources.test_tcia_http import Asked, Handler, _site, answer, reset  # noqa: F401 -- the fixture
 
 NAME = "ISIC_0000001"
 FILE, SMALL = f"/images/{NAME}.jpg", f"/thumbnails/{NAME}_thumbnail.jpg"
@@ -123,7 +123,22 @@ def test_a_large_image_is_resumed(bench: Bench, stated: int | None) -> None:
     first, _, last = bench.asked(FILE)[1:]
     assert first.headers["range"] == choose_range(stated or -1)
     assert last.headers["range"] == f"bytes={INLINE + 5}-"
-    assert last.headers["if-match"] == f'"{hashlib.md5(LARGE).hexdigest()}"'
+    assert last.headers["if-range"] == f'"{hashlib.md5(LARGE).hexdigest()}"'
+
+
+@pytest.mark.parametrize("tags", [("", ""), ('W/"1"', 'W/"2"')], ids=["none", "weak"])
+def test_versions_are_not_joined(bench: Bench, tags: tuple[str, str]) -> None:
+    """Where nothing names a version for sure, a broken body is asked for again from its start."""
+    other = jpeg(1500, 1500, name=NAME, quality=100, subsampling=0, seed=9)
+    size = min(len(LARGE), len(other))
+    assert abs(len(LARGE) - len(other)) < 4000
+    old, new = (data + bytes(size + 4000 - len(data)) for data in (LARGE, other))  # of one length
+    first = serve(old, etag=tags[0])
+    bench.archive.site.on(FILE, first, first, serve(old, etag=tags[0], cut=INLINE + 5), serve(new, etag=tags[1]))
+    (got,) = bench.haul(item_of(bench))
+    assert Path(got.file.local).read_bytes() == new
+    assert "range" not in bench.asked(FILE)[-1].headers
+    assert got.file.etag == tags[1]
 
 
 def test_an_image_that_changes_under_way(bench: Bench) -> None:
@@ -143,6 +158,88 @@ def test_a_site_without_ranges(bench: Bench, data: bytes) -> None:
     (got,) = bench.haul(item_of(bench))
     assert Path(got.file.local).read_bytes() == data
     assert got.file.sha256 == hashlib.sha256(data).hexdigest()
+    assert got.file.evidence == ("md5", "embedded-id", "image", "size")
+    assert got.file.etag == got.file.md5 == hashlib.md5(data).hexdigest()
+
+
+def flip(data: bytes) -> bytes:
+    """An image with other pixels, of the same structure: a JPEG's coded bytes end far behind its middle."""
+    half = len(data) // 2
+    at = next(at for at in range(half, len(data)) if 0 < data[at] < 0xFE and 0 < data[at - 1] < 0xFE)
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("data", [DATA, LARGE], ids=["small", "large"])
+def test_wrong_bytes_of_a_site_without_ranges(bench: Bench, data: bytes) -> None:
+    """Bytes that do not have the MD5 that the answer states are not taken; those that have are, and are asked for."""
+    good, bad = serve(data, ranges=False), serve(flip(data), etag=hashlib.md5(data).hexdigest(), ranges=False)
+    bench.archive.site.on(FILE, bad)
+    error = refuse(bench, item_of(bench))
+    assert (error.reason, error.transient) == ("checksum", True)
+    bench.archive.site.on(FILE, *[bad] * (2 if data is DATA else 3), good)  # the first answer wakes, or is too long
+    (got,) = bench.haul(item_of(bench))
+    assert Path(got.file.local).read_bytes() == data
+    assert "cache-control" in bench.asked(FILE)[-1].headers
+
+
+@pytest.mark.parametrize(
+    ("etag", "evidence"),
+    [
+        ("abc-not-a-hash", ("etag", "embedded-id", "image", "size")),
+        ("", ("embedded-id", "image", "size")),
+        (
+            f"{hashlib.md5(hashlib.md5(LARGE).digest()).hexdigest()}-1",
+            ("etag-multipart", "embedded-id", "image", "size"),
+        ),
+    ],
+    ids=["other", "none", "multipart"],
+)
+def test_evidence_without_ranges(bench: Bench, etag: str, evidence: tuple[str, ...]) -> None:
+    """It is what the ETag of the answer allows, as where a site knows ranges."""
+    bench.archive.site.on(FILE, serve(LARGE, etag=etag, ranges=False))
+    (got,) = bench.haul(item_of(bench))
+    assert (got.file.evidence, got.file.etag) == (evidence, etag)
+    bench.archive.site.on(FILE, serve(LARGE, etag=etag))
+    (got,) = bench.haul(item_of(bench))
+    assert (got.file.evidence, got.file.etag) == (evidence, etag)
+
+
+def until_close(handler: Handler, _: Asked) -> None:
+    """The image, and nothing that states how long it is."""
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    handler.wfile.write(LARGE)
+    handler.close_connection = True
+
+
+def test_a_large_answer_without_any_length(bench: Bench) -> None:
+    """Only the end of the connection ends it, as a break would: it is not taken."""
+    bench.archive.site.on(FILE, until_close)
+    error = refuse(bench, item_of(bench))
+    assert (error.reason, error.transient) == ("unavailable", True)
+
+
+@pytest.mark.parametrize(
+    ("etag", "evidence"), [("x", ("embedded-id", "image", "size")), (None, ("md5", "embedded-id", "image", "size"))]
+)
+def test_an_etag_that_only_a_part_states(bench: Bench, etag: str | None, evidence: tuple[str, ...]) -> None:
+    """It is that of the bytes only if it is their hash."""
+    part = serve(LARGE, etag=etag)
+    bench.archive.site.on(FILE, part, part, serve(LARGE, etag=""))
+    (got,) = bench.haul(item_of(bench))
+    assert (got.file.evidence, got.file.etag) == (evidence, "" if etag else got.file.md5)
+
+
+def test_an_md5_that_only_the_whole_answer_states(bench: Bench) -> None:
+    """A part that came first without an ETag does not spare the whole its comparison."""
+    bare, bad = serve(LARGE, etag=""), serve(flip(LARGE), etag=hashlib.md5(LARGE).hexdigest())
+    bench.archive.site.on(FILE, bare, bare, bad)
+    assert refuse(bench, item_of(bench)).reason == "checksum"
+    bench.archive.site.on(FILE, bare, serve(LARGE))
+    (got,) = bench.haul(item_of(bench))
+    assert got.file.evidence[0] == "md5"
+    assert got.file.etag == got.file.md5
 
 
 @pytest.mark.parametrize(("etag", "word"), [("abc-not-a-hash", "etag"), ("", ""), (f"{'0' * 32}-2", "etag")])
@@ -154,8 +251,11 @@ def test_an_etag_that_is_no_md5(bench: Bench, etag: str, word: str) -> None:
 
 
 def test_etags() -> None:
-    """Weak ones stand for no bytes; a hash that was compared needs no other word."""
-    assert (strong_etag('W/"x"'), strong_etag('"x"'), strong_etag("")) == ("", "x", "")
+    """Weak ones stand for no bytes; a hash that was compared needs no other word; what is none is not kept."""
+    kept = {'"x"': "x", " x ": "x", 'W/"x"': 'W/"x"', "": "", '""': "", '"a b"': "", '"\xe9"': "", "W/x": "", '"x': ""}
+    kept |= {f'"{"x" * 256}"': "x" * 256, f'"{"x" * 257}"': "", '"\x1b"': ""}
+    assert {header: keep_etag(header) for header in kept} == kept
+    assert (strong_etag('W/"x"'), strong_etag('"x"'), strong_etag(""), strong_etag('"\xe9"')) == ("", "x", "", "")
     assert add_etag(("md5", "size"), "x") == ("md5", "size")
     assert add_etag(("size",), "") == ("size",)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ItemError, StorageError
 from pipeline.transport.client import BUFFER, Transport
+from pipeline.transport.download import Validator, choose_condition
 from pipeline.transport.pool import ConnectionPool
 from tests.transport.conftest import QUICK
 from tests.transport.server import Server, answer, chunked, drip, md5, part, raw, serve
@@ -93,8 +94,84 @@ def test_without_resume(server, transport, tmp_path):
 def test_resume_without_listed_etag_uses_the_first_answers(server, transport, tmp_path):
     """Where the listing has no ETag, a resumed body must still be of the object that the first answer named."""
     url = server.on("/o", part(BODY, 50_000, "v1"), serve(BODY, "v1"))
-    assert fetch(transport, url, tmp_path, etag="").evidence == ("size",)
-    assert server.asked("if-match") == ["", '"v1"']
+    got = fetch(transport, url, tmp_path, etag="")
+    assert (got.evidence, got.resumed, got.etag) == (("size",), 1, '"v1"')
+    assert server.asked("if-range") == ["", '"v1"']
+
+
+def test_a_listed_etag_may_be_the_condition_of_the_range_alone(server, transport, tmp_path):
+    """With `if_range` a site that has another version sends that whole, in place of a refusal."""
+    url = server.on("/o", part(BODY, 50_000), serve(BODY))
+    assert fetch(transport, url, tmp_path, if_range=True).resumed == 1
+    assert server.asked("if-range") == ["", f'"{md5(BODY)}"']
+    assert server.asked("if-match") == ["", ""]
+
+
+EARLY, LATE = "Sat, 03 Jan 2026 10:00:00 GMT", "Sat, 03 Jan 2026 10:00:30 GMT"
+LATER = "Mon, 05 Jan 2026 10:00:00 GMT"
+MIXING = {
+    "nothing": ({}, {}),
+    "weak": ({"ETag": 'W/"1"'}, {"ETag": 'W/"2"'}),
+    "same weak": ({"ETag": 'W/"1"'}, {"ETag": 'W/"1"'}),
+    "weak and date": ({"ETag": 'W/"1"', "Last_Modified": EARLY, "Date": LATER}, {"ETag": 'W/"1"'}),
+    "fresh date": ({"Last_Modified": EARLY, "Date": LATE}, {"Last_Modified": EARLY, "Date": LATE}),
+    "date without a clock": ({"Last_Modified": EARLY}, {"Last_Modified": EARLY}),
+    "no date": ({"Last_Modified": "yesterday", "Date": LATER}, {"Last_Modified": "yesterday", "Date": LATER}),
+    "impossible date": ({"Last_Modified": "Sat, 99 Jan 99999 99:99:99 GMT", "Date": LATER}, {}),
+    "no entity tag": ({"ETag": '"a b"'}, {"ETag": '"a b"'}),
+}
+
+
+@pytest.mark.parametrize(("first", "then"), MIXING.values(), ids=MIXING)
+def test_without_a_strong_validator_nothing_is_joined(server, transport, tmp_path, first, then):
+    """What names no version for sure is no condition: a broken body starts over, and is all of one version."""
+    other = BODY[::-1]
+    url = server.on("/o", part(BODY, 50_000, "", **first), serve(other, "", **then))
+    got = fetch(transport, url, tmp_path, other, etag="")
+    assert (got.attempts, got.resumed) == (2, 0)
+    assert server.asked("range") == server.asked("if-range") == server.asked("if-match") == ["", ""]
+
+
+WORDS = st.one_of(st.text(max_size=40), st.from_regex(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{1,6} \d\d:\d\d:\d\d GMT"))
+
+
+@given(etag=st.one_of(st.just(""), WORDS), modified=st.one_of(st.just(EARLY), WORDS), date=st.just(LATER) | WORDS)
+def test_no_header_breaks_the_condition(etag, modified, date):
+    """Whatever a site says of its version, the condition is nothing, or a line that can be sent."""
+    found = choose_condition(Validator(etag, modified, date))
+    assert found.isascii()
+    assert found.isprintable()
+    assert found in {"", modified, etag, f'"{etag}"'}
+
+
+def test_an_old_date_is_a_condition(server, transport, tmp_path):
+    """Without any ETag, Last-Modified is If-Range's date, if the answer came long after it (RFC 9110 8.8.2.2)."""
+    dates = {"Last_Modified": EARLY, "Date": LATER}
+    url = server.on("/o", part(BODY, 50_000, "", **dates), serve(BODY, "", **dates))
+    assert fetch(transport, url, tmp_path, etag="").resumed == 1
+    assert server.asked("if-range") == ["", EARLY]
+    other = BODY[::-1]
+    url = server.on("/o", part(BODY, 50_000, "", **dates), serve(other, "", **(dates | {"Last_Modified": LATE})))
+    assert fetch(transport, url, tmp_path, other, etag="").resumed == 0
+
+
+def test_a_beginning_that_does_not_say_of_what_it_is(server, transport, tmp_path):
+    """A listed ETag that is no hash of the whole does not vouch for bytes that came without one."""
+    other, etag = BODY[::-1], "0" * 32 + "-1"
+    url = server.on("/o", part(other, 50_000, ""), serve(BODY, etag))
+    got = fetch(transport, url, tmp_path, etag=etag)
+    assert (got.attempts, got.resumed) == (3, 0)
+
+
+@pytest.mark.parametrize("etag", ["", "0" * 32 + "-1"], ids=["unlisted", "listed"])
+def test_a_part_that_does_not_say_of_what_it_is(server, transport, tmp_path, etag):
+    """A site that leaves the ETag out of a part's answer is not asked for parts again."""
+    bare = serve(BODY[::-1], "")  # another version, for all that anybody can know
+    step = part(BODY, 50_000, "0" * 32 + "-1")
+    url = server.on("/o", step, bare, step, serve(BODY, "0" * 32 + "-1"))
+    got = fetch(transport, url, tmp_path, etag=etag, if_range=True)
+    assert got.resumed == 0
+    assert [bool(value) for value in server.asked("range")] == [False, True, False, False]
 
 
 def test_object_replaced_while_resuming_is_never_mixed(server, transport, tmp_path):
@@ -397,3 +474,10 @@ def test_any_sequence_of_truncations(world, tmp_path_factory, plan, listed):
     steps = [part(BODY, count, reset=reset, ranges=ranges) for count, reset, ranges in plan]
     url = server.on("/o", *steps, serve(BODY))
     fetch(transport, url, tmp_path_factory.mktemp("any"), etag=None if listed else "")
+
+
+def test_a_listed_etag_that_cannot_be_sent(server, transport, tmp_path):
+    """It is no condition: the body starts over, and no request is broken by it."""
+    url = server.on("/o", part(BODY, 50_000, ""), serve(BODY, ""))
+    assert fetch(transport, url, tmp_path, etag="x\r\ny\xe9").resumed == 0
+    assert server.asked("range") == ["", ""]

@@ -69,6 +69,23 @@ def test_bodies_of_stated_length_and_until_close_arrive_too(server, transport, t
     fetch(transport, server.on("/o", raw(b"HTTP/1.0 200 OK\r\n\r\n" + BODY)), tmp_path)
 
 
+def test_heads_are_told(server, transport, tmp_path):
+    """Of each answer whose body is written, before the file is looked at; not of those that are no file."""
+    told: list[str] = []
+    taken = []
+
+    def accept(path: Path) -> int:
+        taken.append(told[-1])
+        if len(taken) == 1:
+            raise ItemError("checksum", "not that one", transient=True)
+        return len(told)
+
+    steps = [part(BODY, 9, "a"), answer(200, b"x", ETag='"b"', Content_Type="text/html")]
+    url = server.on("/o", *steps, answer(200, LONG, ETag='"c"'), chunked(BODY, ETag='"d"'))
+    assert fetch(transport, url, tmp_path, accept=accept, on_head=lambda head: told.append(head.headers["etag"])) == 3
+    assert (told, taken) == (['"a"', '"c"', '"d"'], ['"c"', '"d"'])
+
+
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_broken_body_is_asked_for_from_its_start(server, transport, tmp_path, reset):
     """Nothing continues it, and nothing of the first try is left in the file."""
