@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,10 +26,13 @@ from pipeline.sources.verified import fetch_verified
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog
 from pipeline.task.pack import FrameJob, PieceJob
+from pipeline.task.part import FrameFact
+from pipeline.task.salvage import Salvage
 
 logger = logging.getLogger("medhaul.task")
 MAX_MESSAGE = 1000
 PROBE_THREADS = 4
+SALVAGE_THREADS = 2  # each decodes faster than several cores pack
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -161,7 +165,10 @@ class Fatal(NamedTuple):
 
 
 class Intake:
-    """Runs the downloads of a task on `connections` threads, and those from NBIA on the fetcher's `nbia_threads`."""
+    """Runs the downloads of a task on `connections` threads, and those from NBIA on the fetcher's `nbia_threads`.
+
+    With `salvage`, nothing is asked of the site that a packed frame has.
+    """
 
     def __init__(
         self,
@@ -173,6 +180,7 @@ class Intake:
         item_deadline: float,
         stop: threading.Event,
         report: Callable[[EntryDone | Probed | Fatal], None],
+        salvage: Salvage | None = None,
     ) -> None:
         self._fetcher = fetcher
         self._holder = fetcher if isinstance(fetcher, Holder) else None
@@ -181,6 +189,8 @@ class Intake:
         self._deadline = item_deadline
         self._stop = stop
         self._report = report
+        self._salvage = salvage
+        self._salvages = ThreadPoolExecutor(SALVAGE_THREADS, thread_name_prefix="salvage")  # starts threads when used
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="fetch")
         # Who waits for a connection to NBIA must not take the threads of all others, nor let an item's time run out.
         nbia_threads = fetcher.nbia_threads if isinstance(fetcher, RoutedFetcher) else 0
@@ -193,9 +203,14 @@ class Intake:
         self._lock = threading.Lock()
 
     def start(self, frame: FrameWork) -> None:
-        """Begin a frame: list the entries that it asks for; their downloads follow."""
-        for work in frame.asked:
-            self._choose_pool(work.entry).submit(self._guard, self._list, frame.frame, work)
+        """Begin a frame: of what it asks for, the packed comes back; the rest is listed, and its downloads follow."""
+        asked = frame.asked
+        if self._salvage is not None:
+            fact = self._salvage.find(frame.frame, [work.entry for work in asked])
+            if fact is not None:
+                self._salvages.submit(self._guard, self._take_back, self._salvage, fact, asked)
+                return
+        self._ask(frame.frame, asked)
 
     def probe(self, entries: Sequence[Entry]) -> None:
         """Ask for one body of each entry, out of turn, only to see whether the site answers; nothing is kept."""
@@ -204,6 +219,7 @@ class Intake:
 
     def close(self) -> None:
         """End the threads; what is under way must have been stopped by the stop event, or be done."""
+        self._salvages.shutdown(wait=True, cancel_futures=True)  # first: it gives work to the others
         self._probes.shutdown(wait=True, cancel_futures=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._nbia_pool.shutdown(wait=True, cancel_futures=True)
@@ -236,6 +252,28 @@ class Intake:
             return  # the stop event is set: the coordinator knows
         except BaseException as error:  # noqa: BLE001 - the thread's border: the coordinator gets it and raises it
             self._report(Fatal(error))
+
+    def _take_back(self, salvage: Salvage, fact: FrameFact, asked: Sequence[EntryWork]) -> None:
+        """Settle the entries that come back from a packed frame, and ask for the others."""
+        if self._stop.is_set():
+            return
+        left = {(work.entry.number, work.entry.piece): work for work in asked}
+        folder = self._cache.frame_folder(fact.frame)
+        files = size = 0
+        with contextlib.closing(salvage.take(fact, [work.entry for work in asked], folder)) as taken:
+            for entry, raw in taken:
+                work = left.pop((entry.number, entry.piece))
+                work.files = list(enumerate(raw))
+                files, size = files + len(raw), size + sum(file.size for file in raw)
+                self._settle(fact.frame, work)
+        self._log.event("taken-back", frame=fact.frame, part=fact.part, files=files, bytes=size, left=len(left))
+        with self._lock:
+            self.reused += size
+        self._ask(fact.frame, left.values())
+
+    def _ask(self, frame: int, asked: Iterable[EntryWork]) -> None:
+        for work in asked:
+            self._choose_pool(work.entry).submit(self._guard, self._list, frame, work)
 
     def _list(self, frame: int, work: EntryWork) -> None:
         if self._stop.is_set():

@@ -6,22 +6,25 @@ bounded, and so is the memory.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from pipeline.archive.blocks import EncodedBlock, encode_block
 from pipeline.archive.frames import Member, Placed, RawFileChangedError, cut_frame, place_members, read_blocks
 from pipeline.archive.tar import join_path
+from pipeline.errors import InterruptedRunError
 from pipeline.model import RawFile
 from pipeline.records import FileRecord, FrameRecord, PieceRecord
 from pipeline.settings import Archive
 from pipeline.task.part import FrameFact, PartWriter
 
 GRACE_STEP = 0.2  # seconds
+ROOM_STEP = 0.5
 
 
 class FrameJob(NamedTuple):
@@ -103,6 +106,25 @@ class Packer:
         """Queue a frame."""
         self._jobs.put(job)
 
+    @contextlib.contextmanager
+    def borrow_room(self, stop: threading.Event) -> Iterator[None]:
+        """Count a block that the caller has in memory among those in flight; wait until there is room for it.
+
+        The caller must not wait for the packer meanwhile.
+
+        Raises
+        ------
+        InterruptedRunError
+            When there is no room and packing was given up, or `stop` is set.
+        """
+        while not self._room.acquire(timeout=ROOM_STEP):
+            if stop.is_set() or self._abandon.is_set():
+                raise InterruptedRunError("packing has ended")
+        try:
+            yield
+        finally:
+            self._room.release()
+
     def close(self, grace: Callable[[], float] | None = None) -> None:
         """End the threads after all queued frames, or after `grace` seconds, leaving what is then unfinished.
 
@@ -137,7 +159,7 @@ class Packer:
             cuts = cut_frame(placed, self._settings.block_bytes)
             try:
                 for cut, data in zip(cuts, read_blocks(placed, cuts), strict=True):
-                    while not self._room.acquire(timeout=0.5):
+                    while not self._room.acquire(timeout=ROOM_STEP):
                         if self._abandon.is_set():
                             break
                     if self._abandon.is_set():
@@ -191,6 +213,7 @@ def frame_record(
                 key=file.key,
                 evidence=list(file.evidence),
                 route=file.route,
+                etag=file.etag,
             )
             for file in piece.files
         ]

@@ -29,6 +29,7 @@ from pipeline.task.loop import Event, Loop
 from pipeline.task.pack import Packer
 from pipeline.task.part import Adopted, FrameFact, PartWriter, adopt_frames, read_frames
 from pipeline.task.resources import Workers, peak_memory
+from pipeline.task.salvage import Salvage
 from pipeline.units import render_duration, render_size
 
 logger = logging.getLogger("medhaul.task")
@@ -189,6 +190,9 @@ class ShardTask:
             intake = Intake(
                 fetcher, cache, self.log, connections=self.workers.connections,
                 item_deadline=self.config.task.item_deadline, stop=self.stop.event, report=events.put,
+                salvage=Salvage(
+                    self.run_dir, self.shard, self.facts, room=packer.borrow_room, stop=self.stop.event
+                ),
             )  # fmt: skip
             grace: Callable[[], float] | None = _none
             interrupted: InterruptedRunError | None = None

@@ -25,6 +25,7 @@ from pipeline.sources.idc import IdcFetcher
 from pipeline.task import part as part_module
 from pipeline.task.cache import ScratchCache
 from pipeline.task.part import PartWriter
+from pipeline.task.salvage import Salvage
 from pipeline.transport.download import Sink
 
 Struck = Callable[..., None]
@@ -93,6 +94,19 @@ def verified(strike: Struck) -> None:
     ScratchCache.add = add  # type: ignore[method-assign]
 
 
+def taken_back(strike: Struck) -> None:
+    """A raw file has been written from a packed frame."""
+    real = Salvage._take_file
+
+    def take_file(self: Salvage, *args: Any) -> Any:
+        file = real(self, *args)
+        if file is not None:
+            strike(file.local)
+        return file
+
+    Salvage._take_file = take_file  # type: ignore[method-assign]
+
+
 def half_line(strike: Struck) -> None:
     """Half of a frame's journal line has been written, its part's bytes are on disk."""
     real_close, real_write = PartWriter.close_frame, part_module._write_all
@@ -136,6 +150,9 @@ POINTS: dict[str, Callable[[Struck], None]] = {
     "before-fetch": lambda strike: before(IdcFetcher, "fetch", strike),
     "mid-body": lambda strike: after(Sink, "feed", strike),
     "verified": verified,
+    # A frame that was packed with failures is about to be read back, or is being read back.
+    "before-salvage": lambda strike: before(Salvage, "take", strike),
+    "taken-back": taken_back,
     "mid-frame": lambda strike: after(PartWriter, "write", strike),
     "before-journal": lambda strike: before(
         part_module, "journal_line", strike, fits=lambda record: hasattr(record, "frame")

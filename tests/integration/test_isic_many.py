@@ -25,6 +25,7 @@ from pipeline.demo.isic_records import IsicArchive, IsicImage
 from pipeline.manifest import Manifest
 
 SECONDS = 280
+CONNECTIONS = 16
 PAGE = 100
 # What comes of each switch that stays on for an image's file; empty: it is archived.
 LASTING: dict[FaultKind, str] = {
@@ -63,7 +64,7 @@ class IsicHaul(Haul):
     """A haul from the ISIC Archive, of frames as large as they are by default; `tables` replace those of the config."""
 
     def __init__(self, folder: Path, site: IsicSite, **tables: Mapping[str, Any]) -> None:
-        super().__init__(folder, "", "", shards=3, connections=16)
+        super().__init__(folder, "", "", shards=3, connections=CONNECTIONS)
         del self.settings["select.idc"], self.settings["sources.idc"]
         self.settings |= {
             "select.isic": {},
@@ -154,15 +155,21 @@ def test_twenty_thousand_images_through_faults(tmp_path: Path) -> None:
         assert struck == LASTING.keys()
 
         haul = IsicHaul(tmp_path / "haul", site)
+        before = site.calls()["file"]
         ended = haul.run_all()
         assert ended.code == 3, ended.err
+        # What fails does so beside thousands that do not, and these are fetched once.
+        assert site.calls()["file"] - before < 1.06 * len(archive.images)
         assert "Traceback" not in ended.err
         assert {"html", "truncate"} <= site.faults.struck.keys()
         check_account(haul, archive, expected)
 
         site.faults.clear()
+        before = site.calls()["file"]
         ended = haul.command("resume", haul.run.path, "--wait", "--scheduler", "local")
         assert ended.code == 0, ended.err
+        # Each thread of the three tasks may look whether storage is awake.
+        assert site.calls()["file"] - before <= len(expected) + 3 * CONNECTIONS
         assert haul.failures() == {}
         assert not list(haul.run.archives.glob("*.failed.csv"))
         assert haul.leftovers() == []
