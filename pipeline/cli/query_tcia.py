@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -246,14 +247,23 @@ def metadata(
     if found.unanswered and not found.rows:
         raise SiteUnavailableError("; ".join(list(found.unanswered.values())[:1]), hint="try again later")
     give_series(client, output, keep(found.rows), SeriesMetadata, uids=uids, manifest=manifest)
-    missing = sorted({**found.unknown, **found.unanswered})
-    if missing:
-        more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
-        text = f"TCIA does not know {len(missing):,} of {len(asked):,} series: {', '.join(missing[:5])}{more}"
-        said = next(filter(None, (*found.unanswered.values(), *found.unknown.values())), "")
-        raise ItemsFailedError(
-            text + (f"; it said: {said}" if said else ""), hint="they may be withdrawn or restricted"
-        )
+    told = []
+    if found.unknown:
+        said = next(filter(None, found.unknown.values()), "")
+        told.append(f"TCIA does not know {_some(found.unknown, asked)}" + (f"; it said: {said}" if said else ""))
+    if found.unanswered:
+        why = next(iter(found.unanswered.values()))
+        told.append(f"nobody could tell of {_some(found.unanswered, asked)}: {why}")
+    if told:
+        hint = "try again later" if found.unanswered else "they may be withdrawn or restricted"
+        raise ItemsFailedError("; ".join(told), hint=hint)
+
+
+def _some(missing: Iterable[str], asked: Sequence[str]) -> str:
+    """How many of the asked series are missing, and the first of them."""
+    names = sorted(missing)
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return f"{len(names):,} of {len(asked):,} series: {', '.join(names[:5])}{more}"
 
 
 @tcia.command()

@@ -43,6 +43,7 @@ _FILTERS = {
     "doi": "DOI",
     "what": "CollectionOrSeries",
 }
+_BEFORE_ALL = dt.date(1970, 1, 1)  # no series was released before; years of less than four digits are read as others
 _V1_DATES = {"NewPatientsInCollection": "%Y/%m/%d", "NewStudiesInPatientCollection": "%Y/%m/%d"}
 
 
@@ -173,6 +174,7 @@ def plan_call(name: str, version: Version, params: Mapping[str, Parameter]) -> C
 
 def render_since(name: str, version: Version, since: dt.date) -> str:
     """Write a date as this call of this version reads it, so that changes of that very day are among the answers."""
+    since = max(since, _BEFORE_ALL)
     if version == "v4":
         from_day = since - dt.timedelta(days=1) if name == "getUpdatedSeries" else since
         return from_day.strftime("%m-%d-%Y")

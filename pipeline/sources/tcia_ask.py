@@ -150,16 +150,32 @@ class Question:
                 known = error
         raise NlstUnavailableError(f"the host of NLST fails: {known}", hint=known.hint or _TRY_LATER)
 
+    def now(self) -> float:
+        """Seconds of the clock that ends are of."""
+        return self._api.runtime.clock()
+
+    def share(self, part: float) -> float:
+        """The end of a part of the time that is left."""
+        now = self.now()
+        return now + max(0.0, self._end - now) * part
+
     def ask_version(
-        self, root: str, name: str, version: Version, params: Mapping[str, Parameter], *, attempts: int = 0
+        self,
+        root: str,
+        name: str,
+        version: Version,
+        params: Mapping[str, Parameter],
+        *,
+        attempts: int = 0,
+        end: float | None = None,
     ) -> Any:
         """What one version says; None when it says nothing, which is not compared with anything. Raises as `Api.ask`.
 
-        `attempts`: with less patience than the client has.
+        `attempts`: with less patience than the client has; `end`: and with an earlier end, of `share`.
         """
         call = plan_call(name, version, params)
         assert call is not None, "the caller knows what the version has"
-        return self._api.ask(root, call, self._end, attempts=attempts)
+        return self._api.ask(root, call, self._end if end is None else min(end, self._end), attempts=attempts)
 
     def ask_host(self, root: str, name: str, params: Mapping[str, Parameter]) -> Any:
         """The answer of one host, by the first version that has one; else as `ask`."""

@@ -106,7 +106,7 @@ def render_search(criteria: Mapping[str, Criterion], start: int = 0, size: int =
 
 
 def _render(value: str | int | float | dt.date) -> str:  # noqa: PYI041
-    return value.strftime("%m-%d-%Y") if isinstance(value, dt.date) else str(value)
+    return f"{value:%m-%d}-{value.year:04}" if isinstance(value, dt.date) else str(value)
 
 
 def read_search(value: object) -> SearchResult:

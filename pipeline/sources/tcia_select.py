@@ -130,7 +130,8 @@ class Finder:
         What people should know of it.
     unknown
         What neither TCIA nor (where it is used) the IDC's index has, though a list names it; what the host of NLST may
-        have while it does not answer; and what the site lists with something else than a UID.
+        have while it does not answer; and what the site lists with something else than a UID, or for another value than
+        was asked for.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Finder:
         self._said: dict[str, str] = {}  # of listed series that did not come
         self._unanswered: dict[str, str] = {}  # of those, or of a whole `collection NAME`, that nobody could tell of
         self._lost: dict[str, list[str]] = {}  # values of keys that the host of NLST may have
-        self._no_uids: dict[str, None] = {}
+        self._left_out: dict[str, str] = {}  # rows of the site that are not taken
         self.notes: list[str] = []
         self.unknown = Unknown()
 
@@ -191,7 +192,7 @@ class Finder:
                 if is_uid(row.SeriesInstanceUID):
                     yield row
                 else:
-                    self._no_uids[row.SeriesInstanceUID] = None
+                    self._left_out[row.SeriesInstanceUID] = "what the site calls them is no UID"
 
         self._table.add_series(named())
 
@@ -203,8 +204,25 @@ class Finder:
             self._lost.setdefault(key, []).append(value)
             self._unanswered[f"{KINDS[key]} {value}"] = str(error)
             return True
-        self._take(found)
+        self._take(self._check_rows(key, value, found))
         return bool(found)
+
+    def _check_rows(self, key: str, value: str, found: Sequence[Series]) -> Iterator[Series]:
+        """Rows of an answer for one value, which stands in each: what a row leaves out would never match it again."""
+        column = (NAME_KEYS | ID_KEYS)[key]
+        spelled = {
+            text for row in found if (text := getattr(row, column)) and text.casefold() == value.strip().casefold()
+        }
+        filled = min(spelled, default=value.strip())
+        for row in found:
+            text = getattr(row, column)
+            if text in spelled:
+                yield row
+            elif not text:
+                yield msgspec.structs.replace(row, **{column: filled})
+            else:
+                said = f"the site gives them for the {KINDS[key]} {value}, and calls it another {column}"
+                self._left_out.setdefault(row.SeriesInstanceUID, said)
 
     def _find_one_by_one(self) -> None:
         key = "studies" if self._wanted.studies else "patients"
@@ -252,7 +270,8 @@ class Finder:
     def _resolve_folders(self) -> None:
         count = self._table.count("wanted")
         missing = self._table.resolve_folders("wanted")
-        self.unknown = Unknown(tuple(f"crdc_series_uuid {name}" for name in missing), count)
+        names = tuple(f"crdc_series_uuid {name}" for name in missing)
+        self.unknown = Unknown(names, count, dict.fromkeys(names, "the IDC's index has no such folder"))
 
     def _check_found(self) -> None:
         """Tell what was asked for one by one and is nowhere."""
@@ -265,16 +284,19 @@ class Finder:
             raise explain_missing("series", wrong, len(typed), place)
         whole = [name for name in self._unanswered if name.startswith(tuple(KINDS.values()))]
         said = {name: self._unanswered.get(name) or self._said.get(name, "") for name in (*whole, *missing)}
-        said |= dict.fromkeys(self._no_uids, "what the site calls them is no UID")
+        taken = set(self._in_table(self._left_out))  # for another value, in another row
+        said |= {name: why for name, why in self._left_out.items() if name not in taken}
         names = (*self.unknown.names, *said)
         total = max(self.unknown.asked, asked)
-        self.unknown = Unknown(names, total, {name: why for name, why in said.items() if why})
+        self.unknown = Unknown(names, total, self.unknown.said | {name: why for name, why in said.items() if why})
         notes = describe_unknown(self.unknown, place)
         if names and not table.count("series"):
             if self._unanswered:
                 name, why = next(iter(self._unanswered.items()))
                 raise SiteUnavailableError(f"{name}: {why}", hint="try again later; nothing else was found")
             hint = "they may be withdrawn or restricted, or of another site; check where the list comes from"
+            if all(name.startswith("crdc_series_uuid ") for name in names):
+                hint = "only the IDC's index knows folders: take one of the release that the manifest is of"
             raise ConfigError(notes[0], hint=hint)
         self.notes += notes
         only_idc = [uid for uid in self._unanswered if uid not in said]
@@ -296,8 +318,10 @@ class Finder:
         conditions = []
         for key, column in (NAME_KEYS | ID_KEYS).items():
             lost = {fold_name(value) for value in self._lost.get(key, ())}
-            lost |= {fold_name(uid) for uid in self._unanswered} if key == "series" else set()
             values = tuple(value for value in getattr(wanted, key) if fold_name(value) not in lost)
+            if key == "series" and self._unanswered:  # the index may have had them
+                gone = self._unanswered.keys() - set(self._in_table(self._unanswered))
+                values = tuple(uid for uid in values if uid not in gone)
             if values:
                 exact = self._choose(key, column, values)
                 sql = f"{quote_name(column)} IN (SELECT unnest(?::VARCHAR[]))"
@@ -317,6 +341,11 @@ class Finder:
             counts = [table.count("series", *_join(conditions[:end])) for end in range(len(conditions) + 1)]
             raise explain_nothing(conditions, counts)
         table.run("TRUNCATE series")
+
+    def _in_table(self, uids: Iterable[str]) -> list[str]:
+        """Those of some series that were found."""
+        sql = "SELECT DISTINCT SeriesInstanceUID FROM series WHERE SeriesInstanceUID IN (SELECT unnest(?::VARCHAR[]))"
+        return [uid for (uid,) in self._table.stream(sql, [list(uids)])]
 
     def _choose(self, key: str, column: str, values: tuple[str, ...]) -> tuple[str, ...]:
         sql = "SELECT DISTINCT {column} FROM series WHERE {column} IS NOT NULL"

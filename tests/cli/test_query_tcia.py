@@ -199,6 +199,33 @@ def test_metadata_of_a_list(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "does not know 1 of 2 series: 1.2.3" in found.err
 
 
+def test_metadata_that_nobody_could_tell_of(run: Run, site: NbiaSite, demo: NbiaDemo) -> None:
+    """A series at which the site fails is not one that it does not know: both are told, each with its reason."""
+    known, hidden = demo.named["single"], demo.named["tail-a"]
+    site.faults.set("nbia/v4/getSeriesMetadata*", Fault(kind="hide-rows", names=(hidden,)))
+    site.faults.set("nbia/v1/getSeriesMetaData*", Fault(kind="error-500"))
+    found = run("metadata", known, hidden, "--json")
+    assert (found.code, len(found.rows)) == (3, 1)
+    assert f"nobody could tell of 1 of 2 series: {hidden}: " in found.err
+    assert "500" in found.err
+    assert "does not know" not in found.err
+    assert "withdrawn" not in found.err
+    assert "try again" in found.err
+
+
+def test_any_day_may_be_asked_from(run: Run) -> None:
+    """The first day of the calendar is as good as any other before the site was."""
+    for command in (
+        ["updated"],
+        ["new-patients", "--collection", ONLY_NBIA],
+        ["new-studies", "--collection", ONLY_NBIA],
+    ):
+        for api in ("v4", "v1"):
+            codes = {run(*command, "--since", day, "--api", api, "--json").out for day in ("0001-01-01", "1999-12-31")}
+            assert len(codes) == 1
+            assert len(json.loads(codes.pop())) > 0
+
+
 def test_size(run: Run, demo: NbiaDemo) -> None:
     """What is selected is summed up; a recount by the site agrees."""
     public = [one for one in demo.archive.series if not one.restricted and one.collection == ONLY_NBIA]
@@ -545,3 +572,18 @@ def test_cells_of_every_kind() -> None:
     row = [1_500_000, -3, True, ("a", "b"), None]
     assert list(render_table(header, [row], 0))[1].split() == ["1.5", "MB", "-3", "yes", "a,", "b"]
     assert list(render_csv(header, [row]))[1] == "1500000,-3,true,a; b,"
+
+
+@pytest.mark.parametrize("command", [("collections",), ("series", "--collection", ONLY_NBIA, "--csv")])
+def test_a_full_disk(site: NbiaSite, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Standard output that takes no more is the fault of the disk: 73, in one line."""
+    words = [sys.executable, "-m", "pipeline.cli.main", "query", "tcia", *command]
+    words += ["--base-url", f"{site.url}/nbia-api/services"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            words, cwd=ROOT, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)}, stdout=full, stderr=subprocess.PIPE,
+            timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 73
+    assert b"standard output: No space left" in done.stderr
+    assert b"Traceback" not in done.stderr

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.demo.faults import Fault
 from pipeline.demo.nbia import NbiaSite
 from pipeline.demo.nbia_data import NAMES, ONLY_NBIA, NbiaDemo, build_nbia
 from pipeline.errors import ConfigError, SiteUnavailableError
 from pipeline.plan.planner import Plan
+from pipeline.plan.tcia import MOST_IMAGE_BYTES, MOST_IMAGES, read_stated
 from pipeline.settings import Config
+from pipeline.sources.tcia_route import Stated
 from tests.plan.test_plan_tcia import make_config, plan, read_items
 
 
@@ -163,3 +167,32 @@ def test_rows_that_are_no_uids_end_the_plan(site: NbiaSite, demo: NbiaDemo, tmp_
     with pytest.raises(ConfigError, match=r"select\.tcia\.series: .* is no UID"):
         plan(make_config(site, demo.idc.index, tmp_path, select={"tcia": {"series": [word]}}), tmp_path)
     assert site.calls() == {}
+
+
+def test_a_size_that_no_series_has_is_as_none(demo: NbiaDemo, tmp_path: Path) -> None:
+    """A FileSize of terabytes for a few images makes no shards that nothing can hold: it is told, and not planned."""
+    first = next(one for one in demo.archive.series if one.collection == ONLY_NBIA and not one.restricted)
+    huge = msgspec.structs.replace(first.files[0], size=len(first.files) * MOST_IMAGE_BYTES + 1)
+    lying = msgspec.structs.replace(first, files=(huge, *first.files[1:]))
+    archive = msgspec.structs.replace(
+        demo.archive, series=tuple(lying if one is first else one for one in demo.archive.series)
+    )
+    with NbiaSite(archive) as other:
+        config = make_config(other, demo.idc.index, tmp_path, select={"tcia": {"collections": [ONLY_NBIA]}})
+        made = plan(config, tmp_path)
+    (item,) = [item for item, _ in read_items(made) if item.id == first.uid]
+    assert (item.files, item.bytes) == (len(first.files), -1)
+    assert made.bytes < 1 << 30
+    (note,) = [note for note in made.notes if "state what no series has" in note]
+    assert f"1 series state what no series has, taken as not stated: {first.uid} ({len(first.files)} images, " in note
+
+
+@given(st.none() | st.integers(-10, 1 << 62), st.none() | st.integers(-10, 1 << 62))
+def test_what_is_stated_is_taken_where_a_series_may_have_it(count: int | None, size: int | None) -> None:
+    """Nothing that is planned is negative but -1, 0, or more than images can have; only what is wrong is told."""
+    stated, wrong = read_stated(count, size)
+    assert stated.files == (count if count and 0 < count <= MOST_IMAGES else -1)
+    assert stated.bytes in {size, -1}
+    assert stated.bytes != 0
+    assert stated.files < 0 or stated.bytes <= stated.files * MOST_IMAGE_BYTES
+    assert wrong == (stated != Stated(*(each if each and each > 0 else -1 for each in (count, size))))

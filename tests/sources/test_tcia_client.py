@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, ItemError, SiteUnavailableError, UsageError
-from pipeline.sources.tcia_api import BASE_URL, NLST_URL, parse_base_url
+from pipeline.sources.tcia_api import BASE_URL, NLST_URL, Version, parse_base_url, render_since
 from pipeline.sources.tcia_client import TciaClient
 from pipeline.sources.tcia_rows import DoiEntry, SeriesSize, Tag
-from pipeline.sources.tcia_search import Count
+from pipeline.sources.tcia_search import Count, render_search
 from pipeline.transport.retry import Policy
 from tests.sources.test_tcia_http import (  # noqa: F401 -- the fixture
     EMPTY,
@@ -442,3 +444,16 @@ def test_dates_are_checked(site: Site) -> None:
     with client(site) as tcia, pytest.raises(UsageError, match="no date"):
         tcia.updated_series("01/02/2020")
     assert site.asked == []
+
+
+@given(day=st.dates(), version=st.sampled_from(["v4", "v2", "v1"]))
+def test_any_date_can_be_asked_from(day: dt.date, version: Version) -> None:
+    """Every date of the calendar is written with a year of four digits, and never as a later day than it is."""
+    for name in ("getUpdatedSeries", "NewPatientsInCollection", "NewStudiesInPatientCollection"):
+        forms = ("%m-%d-%Y",) if version == "v4" else ("%d/%m/%Y",) if name == "getUpdatedSeries" else ("%Y/%m/%d",)
+        (found,) = (
+            dt.datetime.strptime(render_since(name, version, day), form).replace(tzinfo=dt.UTC) for form in forms
+        )
+        assert found.date() <= max(day, dt.date(1970, 1, 1))
+    form = dict(render_search({"released": (day, day)}))
+    assert form["fromDate0"] == form["toDate0"] == f"{day.month:02}-{day.day:02}-{day.year:04}"

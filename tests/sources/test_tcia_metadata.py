@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pipeline.errors import SiteUnavailableError
+from pipeline.transport.retry import Policy, Runtime
 from tests.sources.test_tcia_client import COLLECTIONS, client
 from tests.sources.test_tcia_http import EMPTY, Asked, Handler, Site, Step, _site, answer, rows  # noqa: F401 -- fixture
 
@@ -177,11 +178,140 @@ def test_what_stays_left_out_is_unknown(site: Site) -> None:
 
 
 def test_many_left_out_cost_few_calls(site: Site) -> None:
-    """Hundreds of withdrawn series are not asked for one by one."""
+    """Hundreds of withdrawn series are not asked for one by one: some of them, spread over the list, stand for all."""
     uids = make_uids(1000)
     site.on(POST, table(gone=tuple(uids[::2])))
-    assert list(found_by(site, uids)) == uids[1::2]
-    assert len(site.asked) < 8
+    site.on(SINGLE, single(gone=tuple(uids[::2])))
+    with client(site) as tcia:
+        looked = tcia.look_up().ask(uids)
+    assert [row.SeriesInstanceUID for row in looked.rows] == uids[1::2]
+    assert (set(looked.unknown), looked.unanswered) == (set(uids[::2]), {})
+    assert len(site.asked) < 50
+    alone = [int(asked.params["SeriesInstanceUID"][4:]) for asked in site.asked if asked.path == SINGLE]
+    assert (min(alone), max(alone)) == (1, 999)
+
+
+@pytest.mark.parametrize("hidden", [21, 60])
+def test_many_rows_that_v4_alone_leaves_out_come(site: Site, hidden: int) -> None:
+    """More rows that v4 leaves out than are asked for as a sample are found with the other version, not called gone."""
+    uids = make_uids(300)
+    site.on(POST, table(gone=tuple(uids[5 : 5 + hidden])))
+    site.on(SINGLE, single())
+    assert list(found_by(site, uids)) == uids
+
+
+def test_very_many_rows_that_v4_leaves_out_are_unanswered(site: Site) -> None:
+    """Where there are too many to ask for each, those that were not asked are told as such, in bounded calls."""
+    uids = make_uids(1000)
+    site.on(POST, table(gone=tuple(uids[::2])))
+    site.on(SINGLE, single())
+    with client(site) as tcia:
+        looked = tcia.look_up().ask(uids)
+    assert looked.unknown == {}
+    assert len(looked.rows) + len(looked.unanswered) == 1000
+    assert len(looked.rows) >= 700
+    assert all("v4" in said and "v1" in said for said in looked.unanswered.values())
+    assert site.paths().count(SINGLE) <= 220
+    assert len(site.asked) < 300
+
+
+def test_what_v4_leaves_out_and_v1_cannot_tell_of_is_unanswered(site: Site) -> None:
+    """A missing row is no withdrawn series while the other version fails."""
+    uids = make_uids(30)
+    site.on(POST, table(gone=tuple(uids[:25])))
+    site.on(SINGLE, LOST)
+    with client(site) as tcia:
+        looked = tcia.look_up().ask(uids)
+    assert (looked.unknown, set(looked.unanswered)) == ({}, set(uids[:25]))
+    assert all("500" in said for said in looked.unanswered.values())
+    assert "v4 has no row of it" in looked.unanswered[uids[10]]
+    assert site.paths().count(SINGLE) < 8
+
+
+def empty_of(gone: str, count: int) -> Step:
+    """v4 says nothing to batches of more than `count`; of those it answers, `gone` is not in the table."""
+
+    def step(handler: Handler, asked: Asked) -> None:
+        many = asked.params["list"].count(",") >= count
+        (EMPTY if many else table(gone=(gone,)))(handler, asked)
+
+    return step
+
+
+@pytest.mark.parametrize(("size", "most"), [(10, 1), (1000, 600), (1000, 300)])
+def test_an_empty_batch_is_not_believed_for_its_first_series(site: Site, size: int, most: int) -> None:
+    """Nothing for a whole batch, whose first series is withdrawn, is probed elsewhere in it; the others come."""
+    uids = make_uids(size)
+    site.on(POST, empty_of(uids[0], most))
+    site.on("/v4/getCollectionValues", COLLECTIONS)
+    for version in ("v4", "v1"):
+        site.on(f"/{version}/getSeries", EMPTY)
+    site.on(SINGLE, single(gone=(uids[0],)))
+    with client(site) as tcia:
+        looked = tcia.look_up().ask(uids)
+    assert [row.SeriesInstanceUID for row in looked.rows] == uids[1:]
+    assert (looked.unknown, looked.unanswered) == ({uids[0]: ""}, {})
+
+
+@pytest.mark.parametrize("fault", ["empty", "lost"])
+def test_a_batch_that_stays_empty_is_unanswered(site: Site, fault: str) -> None:
+    """Where v4 says nothing however it is asked, and v1 has series or fails, only what v1 denies is unknown."""
+    uids = make_uids(1000)
+    site.on(POST, EMPTY)
+    site.on("/v4/getCollectionValues", COLLECTIONS)
+    for version in ("v4", "v1"):
+        site.on(f"/{version}/getSeries", EMPTY)
+    site.on(SINGLE, single(gone=(uids[0],)) if fault == "empty" else LOST)
+    with client(site) as tcia:
+        looked = tcia.look_up().ask(uids)
+    assert looked.unanswered
+    assert set(looked.unknown) == ({uids[0]} if fault == "empty" else set())
+    assert len(looked.rows) == len(uids) - len(looked.unanswered) - len(looked.unknown)
+    assert len(site.asked) < 350
+
+
+def test_an_empty_batch_that_is_withdrawn_is_unknown(site: Site) -> None:
+    """Where every probe says so too, a whole batch is not at the site."""
+    uids = make_uids(1000)
+    site.on(POST, EMPTY)
+    site.on("/v4/getCollectionValues", COLLECTIONS)
+    for version in ("v4", "v1"):
+        site.on(f"/{version}/getSeries", EMPTY)
+    site.on(SINGLE, single(gone=tuple(uids)))
+    with client(site) as tcia:
+        looked = tcia.look_up().ask(uids)
+    assert (set(looked.unknown), looked.rows, looked.unanswered) == (set(uids), [], {})
+    assert len(site.asked) < 60
+
+
+def test_samples_of_many_batches_leave_the_budget_for_failures(site: Site) -> None:
+    """Withdrawn series in each of many batches do not use up the calls for a series at which v4 fails later."""
+    uids = make_uids(10_000)
+    gone = tuple(uids[5::40])
+    site.on(POST, table(gone=gone, poison=(uids[9_500],)))
+    site.on(SINGLE, single(gone=gone))
+    found = found_by(site, uids)
+    assert found[uids[9_500]] == "v1"
+    assert len(found) == len(uids) - len(gone)
+
+
+@pytest.mark.parametrize("seconds", [60.0, 300.0])
+def test_a_hanging_v4_leaves_time_for_v1(site: Site, seconds: float) -> None:
+    """A v4 whose call says nothing until it is given up gets a share of the time, and no probes; then v1 is asked."""
+    now = [0.0]
+
+    def hang(handler: Handler, _: Asked) -> None:
+        now[0] += seconds
+        handler.close_connection = True
+
+    runtime = Runtime(clock=lambda: now[0], random=lambda: 0.5, wait=lambda *_: None)
+    site.on(POST, hang)
+    site.on(SINGLE, single())
+    policy = Policy(attempts=5, deadline=600.0)
+    found = found_by(site, make_uids(20), policy=policy, runtime=runtime)
+    assert set(found.values()) == {"v1"}
+    assert len(found) == 20
+    assert site.paths().count(POST) <= 5
 
 
 def test_an_empty_answer_that_the_list_contradicts(site: Site) -> None:
@@ -241,6 +371,8 @@ def test_the_host_of_nlst_is_asked_for_what_is_left(site: Site, nlst: Site) -> N
     nlst.on(POST, table())
     assert list(found_by(site, ["1.2.1", "1.2.9"], nlst_url=nlst.root)) == ["1.2.1", "1.2.9"]
     assert [asked.params for asked in nlst.asked] == [{"list": "1.2.9"}]
+    with client(site, nlst_url=nlst.root) as tcia:
+        assert [row.collection for row in tcia.series_metadata(["1.2.1", "1.2.9"])] == [None, "NLST"]
 
 
 def test_a_host_that_is_down_is_not_waited_for_twice(site: Site, nlst: Site) -> None:

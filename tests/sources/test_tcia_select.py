@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from pipeline.sources.tcia_rows import Series
 from pipeline.sources.tcia_select import Finder, choose_values
 from pipeline.sources.tcia_table import SeriesTable
 from pipeline.transport.retry import Policy
+from tests.sources.test_tcia_http import Site, rows
+from tests.sources.test_tcia_metadata import LOST, POST, SINGLE, table
 
 
 @pytest.fixture(scope="module")
@@ -187,13 +190,83 @@ def test_folders_of_the_idc(site: NbiaSite, demo: NbiaDemo, tmp_path: Path) -> N
     found = find(site, demo, tmp_path, index=True, manifest=str(manifest))
     assert found.uids == {one.uid for one in (*series, only)}
     assert found.unknown.names == (f"crdc_series_uuid {gone}",)
+    assert any("the IDC's index has no such folder" in note and gone in note for note in found.notes)
+    assert not any("not at TCIA" in note for note in found.notes)
     collection, patient, modality, count = found.rows[only.uid]
     row = only.row
     assert collection == NAMES[row.collection_id]
     assert (patient, modality, count) == (row.PatientID, row.Modality, row.instanceCount)
     manifest.write_text(f"cp s3://x/{gone}/* .\n")
-    with pytest.raises(ConfigError, match="1 of 1 listed series are not"):
+    with pytest.raises(ConfigError, match=r"1 of 1 listed series are left out: .*the IDC's index has no such folder"):
         find(site, demo, tmp_path, index=True, manifest=str(manifest))
+
+
+@pytest.fixture(name="scripted")
+def _scripted_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """A site that answers as told, at the place that `find` asks."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    made = Site()
+    yield SimpleNamespace(url=made.origin, on=made.on)
+    made.close()
+
+
+def test_what_the_index_has_of_unanswered_series_is_taken(
+    scripted: SimpleNamespace, demo: NbiaDemo, tmp_path: Path
+) -> None:
+    """A typed series at which NBIA fails is taken as the index has it; one that nobody could tell of is listed."""
+    only, other = sorted(demo.places.idc_only)[:2]
+    good, lost = "1.2.3", "1.2.4"
+    scripted.on(POST, table(poison=(lost, only, other)))
+    scripted.on(SINGLE, LOST)
+    scripted.on("/v4/getCollectionValues", rows({"Collection": "Coll A"}))
+    found = find(scripted, demo, tmp_path, index=True, series=[good, lost, only, other])
+    assert found.uids == {good, only, other}
+    assert found.unknown.names == (lost,)
+    assert any("as the IDC's index has them" in note for note in found.notes)
+
+
+GIVEN = {"SeriesInstanceUID": "1.2.1", "Collection": "Coll A", "PatientID": "Pat-1", "StudyInstanceUID": "1.9"}
+ASKED = [
+    ("collections", "coll a", "Collection", "collection"),
+    ("patients", "pat-1", "PatientID", "PatientID"),
+    ("studies", "1.9", "StudyInstanceUID", "StudyInstanceUID"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "field", "column"), ASKED)
+@pytest.mark.parametrize("every", [False, True])
+def test_rows_without_what_was_asked_by_are_taken(
+    scripted: SimpleNamespace,
+    demo: NbiaDemo,
+    tmp_path: Path,
+    key: str,
+    value: str,
+    field: str,
+    column: str,
+    every: bool,
+) -> None:
+    """A row in the answer for one collection, patient or study that leaves out that very key has the asked value."""
+    bare = {name: text for name, text in GIVEN.items() if name != field} | {"SeriesInstanceUID": "1.2.2"}
+    scripted.on("/v4/getCollectionValues", rows({"Collection": "Coll A"}))
+    scripted.on("/v4/getSeries", rows(bare) if every else rows(GIVEN, bare))
+    found = find(scripted, demo, tmp_path, **{key: [value]})
+    assert found.uids == ({"1.2.2"} if every else {"1.2.1", "1.2.2"})
+    if not every:
+        place = {"collection": 0, "PatientID": 1}.get(column)
+        assert place is None or found.rows["1.2.2"][place] == GIVEN[field]
+
+
+@pytest.mark.parametrize(("key", "value", "field", "column"), ASKED)
+def test_rows_that_say_something_else_are_told(
+    scripted: SimpleNamespace, demo: NbiaDemo, tmp_path: Path, key: str, value: str, field: str, column: str
+) -> None:
+    """A row that the site gives for one collection, patient or study and that names another is listed, not lost."""
+    scripted.on("/v4/getCollectionValues", rows({"Collection": "Coll A"}))
+    scripted.on("/v4/getSeries", rows(GIVEN, GIVEN | {"SeriesInstanceUID": "1.2.2", field: "1.8.8"}))
+    found = find(scripted, demo, tmp_path, **{key: [value]})
+    assert found.uids == {"1.2.1"}
+    assert found.unknown.names == ("1.2.2",)
+    assert any("1.2.2" in note and f"another {column}" in note for note in found.notes)
 
 
 def test_a_site_that_is_down_is_no_empty_selection(site: NbiaSite, demo: NbiaDemo, tmp_path: Path) -> None:
