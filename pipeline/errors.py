@@ -95,7 +95,7 @@ REASONS = {
     "forbidden": "the site refuses it (401 or 403; NBIA: 400, not granted)",
     "unavailable": "the site did not deliver in spite of retries",
     "count": "more or fewer files than the manifest says",
-    "size": "more or fewer bytes than the manifest or the listing says",
+    "size": "more or fewer bytes than the manifest or the listing says, or more than scratch holds",
     "checksum": "the bytes do not have the hash that the site states",
     "not-dicom": "the file is not DICOM",
     "wrong-uid": "the file belongs to another series or image, or its UIDs are invalid",

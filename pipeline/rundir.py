@@ -149,7 +149,7 @@ class RunDir:
         return read_record(path, dict[str, str]) if path.is_file() else {}
 
     def read_licences(self) -> dict[str, str]:
-        """Collection (of ISIC: licence) -> licence text, as the planner got them; empty when the site gave none."""
+        """Text by `COLLECTION / LICENCE`, collection or (ISIC) licence, as the planner got it; empty: it got none."""
         path = self.path / "licences.json"
         return read_record(path, dict[str, str]) if path.is_file() else {}
 

@@ -6,7 +6,9 @@ that a run meets changes it. It decides frames, so another one would be other by
 
 from __future__ import annotations
 
-from pipeline.model import IsicLocation, Item, NbiaLocation
+from collections.abc import Iterable
+
+from pipeline.model import Entry, IsicLocation, Item, NbiaLocation
 
 # A photograph of the ISIC Archive: 0.4 MB on average in its training set of 2019, seldom more than a few MB.
 IMAGE_BYTES = 1 << 20
@@ -45,6 +47,28 @@ def zip_bytes(item: Item) -> int:
     total = item_bytes(item)
     files = item.files if item.files > 0 else SERIES_FILES
     return total + (total >> 10) + ZIP_EACH * files + ZIP_FIXED
+
+
+def entry_bytes(entry: Entry) -> int:
+    """Bytes that an entry is planned to take on scratch: its files, and the zip that they come in.
+
+    The zip of a series comes whole, also where the series is cut.
+    """
+    return item_bytes(entry.item) // entry.pieces + zip_bytes(entry.item)
+
+
+def least_scratch(frames: Iterable[Iterable[Entry]], free: int | None = None) -> int:
+    """Bytes of scratch without which frames cannot be done: twice the largest one.
+
+    With `free`: of what can be done with so many free bytes at all. An entry from NBIA that needs more does not count:
+    its fetcher refuses it, or bounds it by what is free, so that it keeps nobody else from being had.
+    """
+    sums = (sum(entry_bytes(each) for each in entries if not _is_too_large(each, free)) for entries in frames)
+    return 2 * max(sums, default=0)
+
+
+def _is_too_large(entry: Entry, free: int | None) -> bool:
+    return free is not None and isinstance(entry.item.location, NbiaLocation) and 2 * entry_bytes(entry) > free
 
 
 def scratch_bounds(allowed: int, largest_frame: int, largest_shard: int) -> tuple[int, int]:

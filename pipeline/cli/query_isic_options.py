@@ -7,6 +7,7 @@ import functools
 import heapq
 import json
 import logging
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pipeline.cli.common import make_echo
-from pipeline.cli.isic_images import Images, Wanted, read_wanted
+from pipeline.cli.isic_images import Images, Wanted, read_wanted, tell_kept
 from pipeline.cli.query_demo import ask_demo
 from pipeline.cli.query_table import Form, Output, choose_columns, choose_form, form_options, print_lines
+from pipeline.cli.query_table import printing as printing  # noqa: PLC0414 - the commands beside have it from here
 from pipeline.errors import ConfigError, UsageError
+from pipeline.process import signal_handlers
 from pipeline.sources.isic_dsl import review_query
 from pipeline.sources.isic_fields import FIELDS, resolve_path
 from pipeline.sources.isic_rows import Image
@@ -86,7 +89,7 @@ def asks_site(*usual: str, sortable: bool = True) -> Callable[[F], F]:
             site = {name: options.pop(name) for name in ("base_url", "expire", "refresh", "offline", "wait")}
             chosen = choose_form(form)
             rows = Rows(chosen, columns or (usual if chosen.kind == "table" else ()), limit, options.pop("sort", ""))
-            with open_client(**site) as client, patience():
+            with ended_by_sigterm(), open_client(**site) as client, patience(), printing():
                 command(client=client, output=rows, **options)
 
         wrapped = site_options(form_options(run))
@@ -136,6 +139,16 @@ def select_options(command: F) -> F:
     ):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as SIGINT does: what is unfinished is taken away, and the exit code is 75."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set handlers
+        yield
+        return
+    with signal_handlers({signal.SIGTERM: signal.default_int_handler}):
+        yield
 
 
 @contextlib.contextmanager
@@ -282,6 +295,12 @@ def name_columns(columns: Sequence[str]) -> list[str]:
             make_echo(quiet=False, verbose=False).note(found.note)
         names.append(found.field.name)
     return names
+
+
+def note_kept(images: Images) -> None:
+    """Tell people that part of what came was not asked for now."""
+    if said := tell_kept(images.pages):
+        make_echo(quiet=False, verbose=False).note(said)
 
 
 def explain_nothing(images: Images, wanted: Wanted) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import errno
 import io
 import os
 import shutil
@@ -19,11 +20,12 @@ import msgspec
 
 from pipeline.cli.common import make_echo
 from pipeline.cli.progress import printable
-from pipeline.errors import ItemError, ItemsFailedError, UsageError
+from pipeline.errors import ItemError, ItemsFailedError, StorageError, UsageError
 from pipeline.units import render_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _SAMPLE = 1000  # rows that decide a table's column widths
 _SIZES = frozenset({"bytes", "FileSize", "AnnotationSize"})
 _NUMBERS = _SIZES | {
@@ -57,6 +59,21 @@ def item_border(item: str, hint: str) -> Iterator[None]:
         raise ItemsFailedError(
             f"{item}: {error.reason}: {error}", hint="try again" if error.transient else hint
         ) from None
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Turn a standard output that takes no more into a `StorageError`; a reader that has gone is none."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        # Nothing may be left to flush at exit, which would fail again, loudly.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StorageError(f"standard output: {error.strerror}", hint="free space or quota where it goes") from error
 
 
 def choose_form(kind: str, out: TextIO | None = None) -> Form:
@@ -151,15 +168,22 @@ def _cell(name: str, value: Any) -> str:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines; end quietly when the reader (`| head`) has gone. A terminal gets no control characters."""
+    """Print lines; end quietly when the reader (`| head`) has gone. A terminal gets no control characters.
+
+    Raises
+    ------
+    StorageError
+        When standard output takes no more.
+    """
     out = sys.stdout
     terminal = out.isatty()
     if isinstance(out, io.TextIOWrapper):
         out.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is no reason to end
     try:
-        for line in lines:
-            out.write((printable(line) if terminal else line) + "\n")
-        out.flush()
+        with printing():
+            for line in lines:
+                out.write((printable(line) if terminal else line) + "\n")
+            out.flush()
     except BrokenPipeError:
         # Nothing may be left to flush at exit, which would fail again, loudly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())

@@ -177,22 +177,42 @@ def plan_file(
     return plan, config
 
 
-def render_attempt(plan: AttemptPlan) -> str:
-    """An attempt in one line. Pure."""
-    tasks = f"{len(plan.shards)} tasks, {plan.tasks} at a time with {plan.connections} connections each, then "
+def nbia_share(source: str, config: Config, connections: int) -> int:
+    """How many of a task's connections may be to NBIA; 0 where a run asks nothing of it. Pure."""
+    from pipeline.cli.task import choose_share
+
+    if source != "tcia" or config.sources.tcia.route == "idc":
+        return 0
+    return choose_share(connections, max(connections, config.limits.connections), config.sources.tcia.connections)
+
+
+def render_attempt(plan: AttemptPlan, nbia: int = 0) -> str:
+    """An attempt in one line; `nbia`: how many of a task's connections may be to NBIA. Pure."""
+    to_nbia = f" ({nbia} of them to NBIA)" if 0 < nbia < plan.connections else ""
+    tasks = f"{len(plan.shards)} tasks, {plan.tasks} at a time with {plan.connections} connections each{to_nbia}, then "
     return (
         f"attempt  {plan.attempt:03d} on the {plan.scheduler} scheduler: {tasks if plan.shards else ''}the reduce job"
     )
 
 
 def show_commands(
-    scheduler: Scheduler, path: Path, logs: Path, plan: AttemptPlan, echo: Echo, attempt: Attempt | None = None
+    scheduler: Scheduler,
+    path: Path,
+    logs: Path,
+    plan: AttemptPlan,
+    echo: Echo,
+    attempt: Attempt | None = None,
+    *,
+    nbia: int = 0,
 ) -> None:
-    """Print exactly what would be submitted, in order: a new attempt, or what is missing of `attempt`."""
+    """Print exactly what would be submitted, in order: a new attempt, or what is missing of `attempt`.
+
+    `nbia` is as of `render_attempt`.
+    """
     from pipeline.schedulers.submission import array_specs, ended_jobs, reduce_spec
 
     echo.say(f"run      {path}")
-    echo.say(render_attempt(plan))
+    echo.say(render_attempt(plan, nbia))
     echo.say(f"logs     {logs}")
     known = {job.name: job.id for job in attempt.jobs} if attempt else {}
     over = ended_jobs(attempt.jobs, attempt.states) if attempt else set()
@@ -225,7 +245,10 @@ def show_unplanned(path: Path, plan: Plan, config: Config, backend: str, wishes:
         range(plan.shards), config, scheduler=scheduler, bounds=scheduler.bounds(), after=0,
         manifest_sha256=plan.manifest_sha256, extra=wishes.extra,
     )  # fmt: skip
-    show_commands(scheduler, path, Path(config.storage.logs) / path.name / "001", draft, echo)
+    show_commands(
+        scheduler, path, Path(config.storage.logs) / path.name / "001", draft, echo,
+        nbia=nbia_share(plan.source, config, draft.connections),
+    )  # fmt: skip
 
 
 def read_todo_of(collector: Collector) -> Todo:
@@ -285,12 +308,13 @@ def submit_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPlan
     number = newest.plan.attempt if newest else 0
     bounds = bounds or backend.bounds()
     if wishes.dry_run:
-        sha256 = collector.record.manifest_sha256
+        sha256, config = collector.record.manifest_sha256, run.read_config()
         made = draft_attempt(
-            shards, run.read_config(), scheduler=backend, bounds=bounds, after=number, manifest_sha256=sha256,
+            shards, config, scheduler=backend, bounds=bounds, after=number, manifest_sha256=sha256,
             extra=wishes.extra,
         )  # fmt: skip
-        show_commands(backend, run.path, run.logs(made.attempt), made, echo)
+        nbia = nbia_share(collector.index.source, config, made.connections)
+        show_commands(backend, run.path, run.logs(made.attempt), made, echo, nbia=nbia)
         return None
     plan = submit_attempt(run, backend, shards, after=number, bounds=bounds, extra=wishes.extra)
     show_submitted(collector, plan, echo)
@@ -314,7 +338,8 @@ def continue_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPl
     check_cluster(collector.run, plan, backend.bounds().cluster)
     check_continuable(collector.run, attempt, assume_dead=wishes.assume_dead)
     if wishes.dry_run:
-        show_commands(backend, collector.run.path, collector.run.logs(plan.attempt), plan, echo, attempt)
+        nbia = nbia_share(collector.index.source, collector.run.read_config(), plan.connections)
+        show_commands(backend, collector.run.path, collector.run.logs(plan.attempt), plan, echo, attempt, nbia=nbia)
         return None
     continue_attempt(collector.run, backend, attempt)
     show_submitted(collector, plan, echo)
@@ -324,7 +349,7 @@ def continue_todo(collector: Collector, echo: Echo, wishes: Wishes) -> AttemptPl
 def show_submitted(collector: Collector, plan: AttemptPlan, echo: Echo) -> None:
     """Tell what was submitted."""
     echo.say(f"run      {collector.run.path}")
-    echo.say(render_attempt(plan))
+    echo.say(render_attempt(plan, nbia_share(collector.index.source, collector.run.read_config(), plan.connections)))
     ids = [f"{job.kind} {job.id}" for job in collector.run.read_jobs(plan.attempt)]
     echo.say(f"jobs     {', '.join(ids)}")
     echo.say(f"logs     {collector.run.logs(plan.attempt)}")

@@ -228,6 +228,7 @@ def _do(
             scratch, told = find_scratch(
                 candidates, needed,
                 allow_shared=settings.allow_shared_scratch, configured=bool(settings.scratch),
+                least=lambda free: work.scratch_needed(todo, free),
             )  # fmt: skip
             logger.info("%s", told)
             cache = ScratchCache(scratch_path(scratch), name)

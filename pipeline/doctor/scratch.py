@@ -90,7 +90,7 @@ def read_needs(config: Config) -> RunNeeds | None:
     """What the run of a config asks for, from its manifest; None while it is not planned. Raises `ConfigError`."""
     from pipeline.manifest import Manifest
     from pipeline.rundir import RunDir
-    from pipeline.task.intake import planned_bytes
+    from pipeline.sizes import entry_bytes
 
     run = RunDir(Path(config.storage.root) / config.run.name)
     try:
@@ -102,7 +102,7 @@ def read_needs(config: Config) -> RunNeeds | None:
     frames: dict[int, int] = {}
     shards = [0] * len(manifest.shards)
     for shard, entry in manifest.all_entries():
-        planned = planned_bytes(entry)
+        planned = entry_bytes(entry)
         frames[entry.frame] = frames.get(entry.frame, 0) + planned
         shards[shard] += planned
     return RunNeeds(

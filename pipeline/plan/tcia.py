@@ -14,27 +14,29 @@ from typing import Any, Self
 
 import msgspec
 
-from pipeline.errors import ConfigError, ItemError, SiteUnavailableError
+from pipeline.errors import ConfigError, SiteUnavailableError
 from pipeline.model import IdcLocation, Item, Location, NbiaLocation
 from pipeline.plan.paths import FolderTemplate
 from pipeline.plan.source import Selected
 from pipeline.rundir import encode_record
 from pipeline.settings import ITEM_FIELDS, Config, SourceTcia
+from pipeline.sizes import SERIES_FILES
 from pipeline.sources.duck import compose, quote_name
 from pipeline.sources.idc_index import IdcIndex, plain_text
+from pipeline.sources.tcia_api import parse_base_url
 from pipeline.sources.tcia_client import TciaClient
 from pipeline.sources.tcia_inputs import SeriesList, read_series_list
 from pipeline.sources.tcia_route import Choice, Stated, choose_route
 from pipeline.sources.tcia_select import SHOWN, Finder, Unknown, group_reasons
 from pipeline.sources.tcia_table import COLUMNS, MEMORY, SeriesTable
-from pipeline.sources.tcia_token import find_credentials
+from pipeline.sources.tcia_token import find_credentials, shared_token
+from pipeline.units import render_size
 
 # What a row's meta holds beside what TCIA says of the series.
 ADDED = ("source_DOI", "route", "route_reason", "crdc_series_uuid")
 DEMO = "demo"
 MAX_CITATION = 1000  # characters; a longer paragraph of a description is no citation
-LICENCE_SECONDS = 20.0  # for one licence text
-LICENCES_SECONDS = 300.0  # for all of them
+LICENCES_SECONDS = 300.0  # for all licence texts
 _PLACED = {"n": "BIGINT", "grp": "VARCHAR", "path": "VARCHAR", "way": "VARCHAR", "reason": "VARCHAR"}
 _GROUPS = {"collection": "collection", "licence": "LicenseName", "run": ""}
 
@@ -84,6 +86,7 @@ class TciaPlanSource:
         self._day = dt.datetime.fromtimestamp(clock(), dt.UTC).date().isoformat()
         self._ways: Counter[Choice] = Counter()
         self._lacking: list[str] = []
+        self._wrong: list[str] = []  # series of which NBIA states what cannot be
         self._stop = threading.Event()
 
     def _open_index(self) -> IdcIndex:
@@ -146,7 +149,8 @@ class TciaPlanSource:
                 location, count, total = IdcLocation(bucket, uuid), files, size
             else:
                 location = self._nbia(urls, row["collection"] or "")
-                count, total = _stated(row["ImageCount"], MOST_IMAGES), _stated(row["FileSize"], MOST_BYTES)
+                stated, _ = read_stated(row["ImageCount"], row["FileSize"])
+                count, total = stated.files, stated.bytes
             meta = [*values, parse_doi(row["DataDescriptionURI"]), way, reason, uuid if way == "idc" else None]
             yield Selected(
                 group,
@@ -176,8 +180,10 @@ class TciaPlanSource:
             texts=texts,
         )
         for number, name, count, size, files, total, in_idc, not_nbia, *values in self._table.stream(sql):
-            nbia = None if not_nbia else Stated(_stated(count, MOST_IMAGES), _stated(size, MOST_BYTES))
-            choice = choose_route(self._route, nbia, Stated(files, total) if in_idc else None)
+            stated, wrong = read_stated(count, size)
+            if wrong and not not_nbia:
+                self._wrong.append(f"{values[-1]} ({count or 'no'} images, {render_size(size or 0)})")
+            choice = choose_route(self._route, None if not_nbia else stated, Stated(files, total) if in_idc else None)
             if choice is None:
                 self._lacking.append(values[-1])
                 continue
@@ -217,7 +223,7 @@ class TciaPlanSource:
         return found
 
     def extras(self) -> dict[str, bytes]:
-        """Files for the run directory: licence texts by collection, and the series that are not there."""
+        """Files for the run directory: licence texts by collection and licence, and the series that are not there."""
         found = {}
         if licences := self._fetch_licences():
             found["licences.json"] = encode_record(licences)
@@ -226,34 +232,32 @@ class TciaPlanSource:
         return found
 
     def _fetch_licences(self) -> dict[str, str]:
-        """The licence text of each collection of which a series comes from NBIA, with its smallest such series."""
-        from pipeline.sources.tcia_licence import fetch_licence
-        from pipeline.transport.pool import ConnectionPool
+        """The licence text of each collection and licence of which a series comes from NBIA, with the smallest one."""
+        from pipeline.sources.tcia_licence import fetch_texts
 
-        sql = (
-            "SELECT collection, arg_min(SeriesInstanceUID, (coalesce(FileSize, 9e18), SeriesInstanceUID)) "
-            "FROM chosen JOIN placed USING (n) WHERE way = 'nbia' AND collection IS NOT NULL GROUP BY 1 ORDER BY 1"
+        wanted = self._table.fetch(
+            "SELECT collection, coalesce(LicenseName, ''), "
+            "arg_min(SeriesInstanceUID, (coalesce(FileSize, 9e18), SeriesInstanceUID)) "
+            "FROM chosen JOIN placed USING (n) WHERE way = 'nbia' AND collection IS NOT NULL "
+            "GROUP BY 1, 2 ORDER BY 1, 2"
         )
-        texts: dict[str, str] = {}
-        problems = []
-        pool = ConnectionPool(limit=1)
-        end = time.monotonic() + LICENCES_SECONDS
-        try:
-            for collection, series in self._table.fetch(sql):
-                seconds = min(LICENCE_SECONDS, end - time.monotonic())
-                try:
-                    if seconds <= 0:
-                        raise ItemError("unavailable", f"no time left after {LICENCES_SECONDS:.0f} s")
-                    url = self._client.base_url_for(collection)
-                    texts[collection] = fetch_licence(pool, url, series, seconds, self._stop)
-                except ItemError as error:
-                    problems.append(f"{collection}: {error}")
-        finally:
-            pool.close()
+        texts, problems = fetch_texts(
+            wanted, self._client.base_url_for, self._bearer, seconds=LICENCES_SECONDS, stop=self._stop
+        )
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             self._finder.notes.append(f"no licence text of {problems[0]}{more}")
         return texts
+
+    def _bearer(self, url: str) -> str:
+        """A token for the services that the settings name; "" for any other, and without credentials."""
+        source = self._config.sources.tcia
+        credentials = find_credentials(Path(source.credentials) if source.credentials else None)
+        if credentials is None:
+            return ""
+        main = parse_base_url(source.base_url, secret=True)
+        trusted = {main, parse_base_url(source.nlst_base_url, secret=True) if source.nlst_base_url else main}
+        return shared_token(f"{main}/oauth/token", credentials).get(self._stop) if url in trusted else ""
 
     @property
     def missing(self) -> int:
@@ -272,11 +276,18 @@ class TciaPlanSource:
             more = " and more" if len(self._lacking) > SHOWN else ""
             shown = ", ".join(sorted(self._lacking)[:SHOWN])
             notes.append(f"{len(self._lacking):,} series do not come by route {self._route}: {shown}{more}")
+        if self._wrong:
+            more = " and more" if len(self._wrong) > SHOWN else ""
+            shown = ", ".join(sorted(self._wrong)[:SHOWN])
+            notes.append(f"{len(self._wrong):,} series state what no series has, taken as not stated: {shown}{more}")
         return notes + self._finder.notes
 
 
-# More than any series has; such a number would be cut into pieces without end.
-MOST_IMAGES, MOST_BYTES = 1_000_000, 1 << 40
+# More than any series has, of which the largest have some ten thousand; a zip of more would not be read either.
+MOST_IMAGES = 100_000
+# Bytes of a series, and of one image of it: native pixel data have a length of 32 bits (PS3.5 section 7.1.1), and those
+# of whole slides are compressed, seldom to as much. More would be cut into pieces without end, for no scratch to hold.
+MOST_BYTES, MOST_IMAGE_BYTES = 1 << 40, 4 << 30
 
 
 def make_client(source: SourceTcia, cache_dir: Path | None = None) -> TciaClient:
@@ -329,6 +340,12 @@ def find_citation(description: str, doi: str) -> str:
     return ""
 
 
-def _stated(number: int | None, most: int) -> int:
-    """A number as the site states it; -1 for none, for 0, which no series has, and for what no series can have."""
-    return number if number is not None and 0 < number <= most else -1
+def read_stated(count: int | None, size: int | None) -> tuple[Stated, bool]:
+    """Images and bytes of a series as NBIA states them, and whether something else is stated that cannot be. Pure.
+
+    -1 for what is not stated, for 0, which no series has, and for what no series can have.
+    """
+    files = count if count is not None and 0 < count <= MOST_IMAGES else -1
+    most = min(MOST_BYTES, MOST_IMAGE_BYTES * (files if files > 0 else SERIES_FILES))
+    total = size if size is not None and 0 < size <= most else -1
+    return Stated(files, total), (count or 0) > MOST_IMAGES or (size or 0) > most

@@ -32,6 +32,7 @@ from pipeline.rundir import RunDir
 from pipeline.sources.isic_cells import render_cell
 from pipeline.sources.isic_meta import read_meta
 from pipeline.sources.isic_rows import Value
+from pipeline.sources.tcia_licence import name_text
 
 ISIC = "isic"
 
@@ -122,7 +123,7 @@ def write_tables(
     """Write metadata.csv, licences.csv, and whom to cite or name; where items failed, failed.csv; return their names.
 
     Of ISIC images: attribution.txt, a file for each licence, and citations.txt where collections have DOIs. Else
-    citations.txt; where the source gave licence texts of collections, licence.txt holds those of the archive's; where
+    citations.txt; where the source gave texts of licences, licence.txt holds those that the archive's items have; where
     its rows have URLs of licences, licences.csv lists them and the DOIs.
     """
     beside = Beside(run.archives, archive.name)
@@ -152,7 +153,7 @@ def _write_series(
         columns.index(name) if name in columns else -1 for name in ("source_DOI", "LicenseURI", "collection")
     )
     tally = Tally()
-    collections: set[str] = set()
+    named: set[str] = set()
 
     def rows() -> Iterator[list[Any]]:
         yield [*columns, "archive_path"]
@@ -160,14 +161,14 @@ def _write_series(
             values: list[Any] = msgspec.json.decode(item.meta)
             doi, uri, collection = (values[at] if at >= 0 else None for at in (doi_at, uri_at, collection_at))
             tally.add(item, uri, [str(doi)] if doi else [])
-            collections.update([str(collection)] if collection else [])
+            named.update([name_text(str(collection), item.licence)] if collection else [])
             yield [*("" if value is None else value for value in values), item.path]
 
     beside.write_rows("metadata.csv", rows())
     beside.write_rows("licences.csv", tally.licence_rows(links=uri_at >= 0))
     text = render_citations(tally.dois, citations)
     beside.write_text("citations.txt", text or "The source states no DOI for these items.\n")
-    known = [f"{name}\n\n{texts[name]}\n" for name in sorted(collections & texts.keys())]
+    known = [f"{name}\n\n{texts[name]}\n" for name in sorted(named & texts.keys())]
     beside.write_text("licence.txt", f"\n{'-' * 80}\n\n".join(known))
 
 

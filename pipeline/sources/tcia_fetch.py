@@ -7,9 +7,10 @@ lacks images; names in a zip may be others at the next request, MD5s and SOPInst
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -17,11 +18,12 @@ from pipeline.atomic import storage_errors
 from pipeline.errors import ItemError, SiteUnavailableError
 from pipeline.model import Entry, Item, NbiaLocation, RemoteFile
 from pipeline.settings import SourceTcia
+from pipeline.sizes import entry_bytes, item_bytes, zip_bytes
 from pipeline.sources.api_body import explain_refusal
 from pipeline.sources.base import Body, Received, cut_files
 from pipeline.sources.idc import choose_error
 from pipeline.sources.tcia_api import parse_base_url
-from pipeline.sources.tcia_held import Held, Key, Store
+from pipeline.sources.tcia_held import Held, Key, Room, Store
 from pipeline.sources.tcia_series import Found, SeriesFile, check_series
 from pipeline.sources.tcia_token import TokenSource, find_credentials, shared_token
 from pipeline.sources.tcia_zip import read_member
@@ -29,15 +31,17 @@ from pipeline.transport.client import Transport
 from pipeline.transport.download import Sink
 from pipeline.transport.evidence import Digests, Tally
 from pipeline.transport.retry import check_stop
+from pipeline.units import render_size
 
 DEMO = "demo"
 # Reasons that another version of the API may not have: it reads the same images, but by another way.
 OTHER_WAY = frozenset({"unavailable", "withdrawn", "forbidden"})
 # Of the time that is left for an item, what the first version may use up with asking again.
 FIRST_SHARE = 2 / 3
-# Where the manifest states no bytes: most bytes of a series, and the share of free scratch for its zip.
+# Where the manifest states no bytes: most bytes of a series, and the share of free scratch for its zip and its images:
+# of one that comes alone, and of each while others come, which are to have more than a share of what one leaves.
 MAX_BYTES = 1 << 40
-FREE_SHARE = 0.5
+FREE_SHARE, BESIDE_SHARE = 0.5, 0.125
 # Beside its images' bytes, what a zip may have: a licence, the list of MD5s, and headers of each image.
 ZIP_ROOM, ZIP_ROOM_EACH = 64 << 20, 2048
 
@@ -79,12 +83,19 @@ def plan_calls(uid: str, *, secret: bool) -> tuple[tuple[str, str], ...]:
     return ("v4", f"v4/getImage?{newer}"), (elder, f"{elder}/getImageWithMD5Hash?{urlencode(series)}")
 
 
-def plan_limits(item: Item, free: int) -> tuple[int, int]:
-    """Most bytes of an item's zip and of its images, with so many bytes of scratch free. Pure."""
-    room = ZIP_ROOM + ZIP_ROOM_EACH * max(item.files, 0)
+def plan_limits(item: Item, free: int, promised: int = 0) -> tuple[int, int]:
+    """Most bytes of an item's zip and of its images, with so many bytes of scratch free, and promised of those. Pure.
+
+    Where no bytes are stated it is one bound for both together, which lie there at one time: a share of what nobody was
+    promised, but not less than the item was planned with while that is no more than the share of all.
+    """
     if item.bytes >= 0:
+        room = ZIP_ROOM + ZIP_ROOM_EACH * max(item.files, 0)
         return item.bytes + item.bytes // 100 + room, item.bytes
-    return max(min(MAX_BYTES, int(free * FREE_SHARE)), room), MAX_BYTES
+    share = int((free - promised) * (BESIDE_SHARE if promised else FREE_SHARE))
+    planned = item_bytes(item) + zip_bytes(item)
+    bound = min(MAX_BYTES, max(share, min(planned, int(free * FREE_SHARE))))
+    return bound, bound
 
 
 def choose_piece(files: list[SeriesFile], entry: Entry) -> list[SeriesFile]:
@@ -94,6 +105,11 @@ def choose_piece(files: list[SeriesFile], entry: Entry) -> list[SeriesFile]:
     counts = cut_files([file.size for file in files], entry.pieces)
     begin = sum(counts[: entry.piece])
     return files[begin : begin + counts[entry.piece]]
+
+
+def unwritten(files: list[SeriesFile], by_md5: Mapping[str, Found], entry: Entry) -> int:
+    """Bytes of an entry's files that are in their zip only. Pure."""
+    return sum(file.size for file in choose_piece(files, entry) if not by_md5[file.md5].sha256)
 
 
 def name_body(entry: Entry, file: SeriesFile) -> Body:
@@ -143,8 +159,6 @@ class NbiaFetcher:
         self._token: TokenSource | None = None
         self._used: set[str] = set()  # tokens, one every two hours or so
         self._trusted: frozenset[str] = frozenset()
-        self._lock = threading.Lock()
-        self._promised = 0  # bytes of scratch that zips of unknown size may take, of those under way
         self._base = settings.base_url
         credentials = find_credentials(Path(settings.credentials) if settings.credentials else None)
         if credentials is not None:
@@ -153,6 +167,7 @@ class NbiaFetcher:
             nlst = settings.nlst_base_url
             self._trusted = frozenset({main, parse_base_url(nlst, secret=True) if nlst else main})
         self._store = Store(folder, ((self._key(entry.item), entry.piece) for entry in entries if _is_here(entry)))
+        self.room = Room(self._store.free)
 
     def close(self) -> None:
         """Remove the zips; no other method is called any more."""
@@ -171,9 +186,11 @@ class NbiaFetcher:
                 bodies = [name_body(entry, file) for file in choose_piece(recorded, entry)]
                 if all(self._known(body.cache_key) is not None for body in bodies):
                     return bodies
-            files = self._open(entry, deadline).files
-            return [name_body(entry, file) for file in choose_piece(files, entry)]
+            held = self._open(entry, deadline)
+            self.room.change(None, (key, entry.piece), unwritten(held.files, held.by_md5, entry))
+            return [name_body(entry, file) for file in choose_piece(held.files, entry)]
         except BaseException:
+            self.room.end((key, entry.piece))
             self._store.let_go(key)
             raise
 
@@ -190,7 +207,10 @@ class NbiaFetcher:
         # Packing compares every raw file with its SHA-256 again, so what was written while it was checked need not be
         # read here.
         if found.sha256 and self._store.take(held.key, found.file.md5, path):
-            return Received(path, found.file.size, found.file.md5, found.sha256, ("md5", "size"), route)
+            evidence = ("md5", "size")
+            return Received(
+                path, found.file.size, found.file.md5, found.sha256, evidence, route, header=found.header
+            )  # fmt: skip
         try:
             digests = self._extract(held.path, found, path, deadline)
         except ItemError as error:
@@ -202,6 +222,7 @@ class NbiaFetcher:
     def release(self, entry: Entry) -> None:
         """Let go of an entry: its zip goes, unless another piece of it or another listing wants it."""
         key = self._key(entry.item)
+        self.room.end((key, entry.piece))
         self._store.finish(key, entry.piece)
         self._store.let_go(key)
 
@@ -253,15 +274,29 @@ class NbiaFetcher:
         """Download and check a zip, by the first version of the API that has it whole."""
         item = entry.item
         path = self._store.path(key, ".part")
-        with self._lock:
-            limit, inflated = plan_limits(item, self._store.free() - self._promised)
-            promised = limit if item.bytes < 0 else 0
-            self._promised += promised
+        if item.bytes >= 0:
+            needed = entry_bytes(entry)
+            if needed > self.room.whole:
+                raise ItemError(
+                    "size", f"it needs {render_size(needed)} of scratch, its zip and its images, and only "
+                    f"{render_size(self.room.whole)} were free there: set task.scratch to a larger place"
+                )  # fmt: skip
+            self.room.ask(key, lambda _free, _promised: needed)
+            limit, inflated = plan_limits(item, 0)
+        else:
+            limit = inflated = self.room.ask(key, lambda free, promised: plan_limits(item, free, promised)[0])
+        left = 0
         try:
-            return path, self._download(key, entry, path, deadline, limit=limit, inflated=inflated)
+            found = self._download(key, entry, path, deadline, limit=limit, inflated=inflated)
+            left = unwritten([each.file for each in found], {each.file.md5: each for each in found}, entry)
+        except ItemError as error:
+            if item.bytes >= 0 or error.reason != "size":
+                raise
+            bound = f"without a stated size, zip and images may take {render_size(limit)} of scratch now"
+            raise ItemError("size", f"{error}; {bound}", transient=True) from None
         finally:
-            with self._lock:
-                self._promised -= promised
+            self.room.change(key, (key, entry.piece), left)
+        return path, found
 
     def _download(
         self, key: Key, entry: Entry, path: Path, deadline: float, *, limit: int, inflated: int
@@ -276,7 +311,8 @@ class NbiaFetcher:
                 open(path, "rb", buffering=0) as file,
                 self._store.images(key) if room else contextlib.nullcontext() as out,
             ):
-                return check_series(file.fileno(), item, limit=inflated, check=lambda: self._check(deadline), out=out)
+                most = inflated if item.bytes >= 0 else inflated - os.fstat(file.fileno()).st_size
+                return check_series(file.fileno(), item, limit=most, check=lambda: self._check(deadline), out=out)
 
         root = self._root(key)
         errors: list[tuple[str, ItemError]] = []

@@ -7,7 +7,7 @@ import hashlib
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +57,51 @@ class _State:
 class _Record(msgspec.Struct, frozen=True):
     uid: str
     files: list[SeriesFile]
+
+
+class Room:
+    """What of scratch is promised to files that are yet to be written. For many threads.
+
+    Parameters
+    ----------
+    free
+        Tells how many bytes are free now.
+
+    Attributes
+    ----------
+    whole
+        Bytes that were free at the beginning: all that a task may ever have.
+    """
+
+    def __init__(self, free: Callable[[], int]) -> None:
+        self._free = free
+        self._lock = threading.Lock()
+        self._promises: dict[Hashable, int] = {}
+        self.whole = free()
+
+    @property
+    def promised(self) -> int:
+        """Bytes of all promises."""
+        return sum(self._promises.values())
+
+    def ask(self, name: Hashable, choose: Callable[[int, int], int]) -> int:
+        """Promise what `choose` makes of the bytes that are free and those that are promised; return it."""
+        with self._lock:
+            chosen = choose(self._free(), self.promised)
+            self._promises[name] = chosen
+            return chosen
+
+    def change(self, old: Hashable, new: Hashable, count: int) -> None:
+        """Promise so many bytes, in place of another promise if there is one."""
+        with self._lock:
+            self._promises.pop(old, None)
+            if count:
+                self._promises[new] = count
+
+    def end(self, name: Hashable) -> None:
+        """End a promise, if there is one."""
+        with self._lock:
+            self._promises.pop(name, None)
 
 
 class Store:

@@ -1,7 +1,7 @@
 """The licence texts that NBIA sends with images: the first member of each image zip.
 
 A zip is streamed without a length, LICENSE first, so its text costs one request and a few hundred bytes of the answer;
-then the connection is dropped. The text is one per collection, whichever series it comes with.
+then the connection is dropped. The text is one for all series of a collection that have the same licence.
 """
 
 from __future__ import annotations
@@ -11,18 +11,25 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Callable, Iterable
 from urllib.parse import urlencode
 
-from pipeline.errors import ItemError
+from pipeline.errors import CredentialsError, ItemError, SiteUnavailableError
 from pipeline.transport.exchange import RequestError, ask, parse_target
 from pipeline.transport.pool import ConnectionPool
 from pipeline.transport.wire import Guard
 
+TEXT_SECONDS = 20.0  # for one text
 MAX_RECEIVED = 1 << 20
 MAX_TEXT = 1 << 18
 _HEADER = struct.Struct("<4s5H3I2H")  # of a member: APPNOTE.TXT 6.3.10, 4.3.7
 _NAMES = {"LICENSE", "LICENSE.TXT"}
 _STORED, _DEFLATED, _ENCRYPTED, _SIZE_LATER = 0, 8, 1, 8
+
+
+def name_text(collection: str, licence: str) -> str:
+    """What a licence text is kept and shown under: collection and, where it is stated, licence. Pure."""
+    return f"{collection} / {licence}" if licence else collection
 
 
 class LicenceReader:
@@ -71,7 +78,10 @@ class LicenceReader:
         if len(self._body) > MAX_TEXT:
             raise ValueError(f"a licence of more than {MAX_TEXT} bytes")
         if done:
-            self.text = self._body.decode("utf-8", "replace").replace("\r\n", "\n").strip()
+            text = self._body.decode("utf-8", "replace").replace("\r\n", "\n").strip()
+            if not text:
+                raise ValueError("the licence has no text")
+            self.text = text
 
     def _open(self) -> bytes | None:
         """Read the member's header; what follows it, or None while it is not whole."""
@@ -96,10 +106,56 @@ class LicenceReader:
         return head[end:]
 
 
-def fetch_licence(pool: ConnectionPool, base_url: str, series: str, seconds: float, stop: threading.Event) -> str:
+def fetch_texts(
+    wanted: Iterable[tuple[str, str, str]],
+    url_for: Callable[[str], str],
+    bearer: Callable[[str], str],
+    *,
+    seconds: float,
+    stop: threading.Event,
+) -> tuple[dict[str, str], list[str]]:
+    """Licence texts by `name_text`, and why others could not be had; never an error, and done within the time.
+
+    Parameters
+    ----------
+    wanted
+        Collection, name of the licence ("": none is stated), and a series that has it.
+    url_for, bearer
+        Where a collection's series are, and the token for such a place ("": none).
+    seconds
+        For all of them.
+
+    Raises
+    ------
+    InterruptedRunError
+        When `stop` is set.
+    """
+    texts: dict[str, str] = {}
+    problems: list[str] = []
+    pool = ConnectionPool(limit=1)
+    end = time.monotonic() + seconds
+    try:
+        for collection, licence, series in wanted:
+            left = min(TEXT_SECONDS, end - time.monotonic())
+            name = name_text(collection, licence)
+            try:
+                if left <= 0:
+                    raise ItemError("unavailable", f"no time left after {seconds:.0f} s")
+                url = url_for(collection)
+                texts[name] = fetch_licence(pool, url, series, left, stop, token=bearer(url))
+            except (ItemError, SiteUnavailableError, CredentialsError) as error:
+                problems.append(f"{name}: {error}")
+    finally:
+        pool.close()
+    return texts, problems
+
+
+def fetch_licence(
+    pool: ConnectionPool, base_url: str, series: str, seconds: float, stop: threading.Event, *, token: str = ""
+) -> str:
     """The licence text that comes with a series' images; asked for once, within so many seconds.
 
-    `base_url` is the root of the services, without a version.
+    `base_url` is the root of the services, without a version; `token` that of an account, which it is sent to.
 
     Raises
     ------
@@ -114,7 +170,8 @@ def fetch_licence(pool: ConnectionPool, base_url: str, series: str, seconds: flo
     data = bytearray(4096)
     try:
         target = parse_target(f"{base_url}/v4/getImage?{urlencode({'SeriesInstanceUID': series})}")
-        exchange, _ = ask(pool, target, {}, guard)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        exchange, _ = ask(pool, target, headers, guard)
         with exchange:
             if exchange.head.status != 200:
                 raise ValueError(f"status {exchange.head.status}")
@@ -124,5 +181,6 @@ def fetch_licence(pool: ConnectionPool, base_url: str, series: str, seconds: flo
                     raise ValueError("the answer ends before the licence does")
                 reader.feed(bytes(data[:count]))
     except (RequestError, OSError, http.client.HTTPException, ValueError) as error:
-        raise ItemError("unavailable", f"no licence text with series {series}: {error}", transient=True) from None
+        text = f"no licence text with series {series}: {error}"
+        raise ItemError("unavailable", text.replace(token, "…") if token else text, transient=True) from None
     return reader.text

@@ -19,7 +19,7 @@ from pipeline.atomic import storage_errors
 from pipeline.errors import InterruptedRunError, ItemError, MedhaulError
 from pipeline.model import Entry, NbiaLocation, RawFile
 from pipeline.records import PieceRecord
-from pipeline.sizes import item_bytes, zip_bytes
+from pipeline.sizes import entry_bytes
 from pipeline.sources.base import Body, Fetcher, Holder
 from pipeline.sources.fetch import RoutedFetcher
 from pipeline.sources.verified import fetch_verified
@@ -117,15 +117,9 @@ class FrameSize(NamedTuple):
 def frame_size(entries: Sequence[Entry]) -> FrameSize:
     """What the entries of a frame are planned to be together. Pure."""
     return FrameSize(
-        sum(planned_bytes(entry) for entry in entries),
+        sum(map(entry_bytes, entries)),
         sum(max(1, entry.item.files // entry.pieces) for entry in entries),
     )
-
-
-def planned_bytes(entry: Entry) -> int:
-    """Bytes that an entry is expected to need on scratch: of its files, and of the zip that they come in. Pure."""
-    # The zip of a series comes whole, also where the series is cut.
-    return item_bytes(entry.item) // entry.pieces + zip_bytes(entry.item)
 
 
 def order_files(files: Sequence[tuple[int, RawFile]], *, cut: bool) -> list[RawFile]:

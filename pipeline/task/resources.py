@@ -8,7 +8,7 @@ import re
 import resource
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -177,17 +177,31 @@ def file_system_kind(path: Path, mountinfo: str) -> str:
 
 
 def find_scratch(
-    candidates: Sequence[tuple[str, str]], needed: int, *, allow_shared: bool, configured: bool
+    candidates: Sequence[tuple[str, str]],
+    needed: int,
+    *,
+    allow_shared: bool,
+    configured: bool,
+    least: Callable[[int], int] | None = None,
 ) -> tuple[Path, str]:
     """Return the first usable scratch folder, and a line that says which and why the others were not.
+
+    Parameters
+    ----------
+    needed
+        Bytes without which something that is to be done cannot be.
+    least
+        Where no place has `needed`: makes of the bytes that one has free those that it must have for what can be done
+        there at all. The first that has them serves.
 
     Raises
     ------
     StorageError
-        When none exists, is writable, is local and has `needed` bytes free.
+        When none exists, is writable, is local and has as many bytes free.
     """
     mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     refused: list[str] = []
+    tight: tuple[Path, str] | None = None
     for name, text in candidates:
         path = Path(text)
         if configured:
@@ -202,10 +216,15 @@ def find_scratch(
         if not problem:
             return path, f"scratch: {path} ({name})" + "".join(f"; not {other}" for other in refused)
         refused.append(f"{path} ({name}): {problem}")
+        wanted = least if tight is None else None
+        if wanted is not None and not _scratch_problem(path, mountinfo, wanted, allow_shared=allow_shared):
+            tight = path, f"scratch: {path} ({name}), though too small for some items: {problem}"
+    if tight is not None:
+        return tight
     raise StorageError("no usable scratch: " + "; ".join(refused), hint="set task.scratch to a node-local folder")
 
 
-def _scratch_problem(path: Path, mountinfo: str, needed: int, *, allow_shared: bool) -> str:
+def _scratch_problem(path: Path, mountinfo: str, wanted: int | Callable[[int], int], *, allow_shared: bool) -> str:
     try:
         if not path.is_dir():
             return "does not exist"
@@ -218,4 +237,5 @@ def _scratch_problem(path: Path, mountinfo: str, needed: int, *, allow_shared: b
     if kind in SHARED_KINDS | MEMORY_KINDS and not allow_shared:
         what = "in memory" if kind in MEMORY_KINDS else "on a network file system"
         return f"{what} ({kind}); task.allow_shared_scratch = true allows it"
+    needed = wanted(free) if callable(wanted) else wanted
     return "" if free >= needed else f"{render_size(free)} free, {render_size(needed)} needed"

@@ -20,6 +20,7 @@ from pipeline.model import Entry
 from pipeline.records import FORMAT, Heartbeat, Receipt, render_life
 from pipeline.rundir import RunDir
 from pipeline.settings import Config
+from pipeline.sizes import least_scratch
 from pipeline.sources.base import Fetcher
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog
@@ -131,9 +132,9 @@ class ShardTask:
     def failed_frames(self) -> list[int]:
         return [frame for frame in self.frames if frame in self.facts and self.facts[frame].failed]
 
-    def scratch_needed(self, todo: list[int]) -> int:
-        """Bytes of scratch without which the frames to do cannot be done: the largest frame, twice over."""
-        return 2 * max((self.sizes[frame].bytes for frame in todo), default=0)
+    def scratch_needed(self, todo: list[int], free: int | None = None) -> int:
+        """Bytes of scratch without which the frames to do cannot be done; with `free`: as `least_scratch` says."""
+        return least_scratch((self.frames[frame] for frame in todo), free)
 
     def run(self, fetcher: Fetcher, cache: ScratchCache | None, adopted: Adopted) -> Receipt:
         """Do what is left to do, and write the receipt.

@@ -180,3 +180,19 @@ def test_on_the_real_index_in_little_memory() -> None:
         )
         assert int(done.stderr) < 200 * 1024
         assert sum(row["series"] for row in json.loads(done.stdout)) > 1_000_000
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("patients",), ("series", "--csv"), ("size", "--json"), ("urls",)],
+    ids=["table", "csv", "json", "lines"],
+)
+def test_a_full_disk(index: Path, command: tuple[str, ...]) -> None:
+    """Standard output that takes no more is the fault of the disk: 73, in one line."""
+    words = [sys.executable, "-m", "pipeline.cli.main", "query", "idc", *command, "--index", str(index)]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert done.returncode == 73
+    assert b"standard output: No space left" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"ignored" not in done.stderr

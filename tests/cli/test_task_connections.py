@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from run_kit import make_item
 
 from pipeline.cli import task as task_module
+from pipeline.cli.main import run_cli
+from pipeline.cli.plan import set_route
+from pipeline.cli.submitting import nbia_share
 from pipeline.cli.task import choose_share
+from pipeline.config import read_config
+from pipeline.demo.nbia import NbiaSite
+from pipeline.demo.nbia_data import ONLY_NBIA, build_nbia
 from pipeline.model import Entry, IdcLocation, Location, NbiaLocation
 from pipeline.settings import SourceTcia
 from pipeline.sources.fetch import nbia_origins
@@ -45,6 +51,29 @@ def test_a_share_is_as_large_as_the_task_s_part_of_the_run(
 ) -> None:
     """Also of a task that was given more, since fewer run."""
     assert choose_share(connections, budget, bound) == share
+
+
+def test_an_attempt_says_what_of_its_connections_may_be_to_nbia(tmp_path: Path, capsys, monkeypatch) -> None:
+    """A run from TCIA names the smaller number, at a dry run and when it is submitted; one from elsewhere does not."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    demo = build_nbia(tmp_path / "nbia", "tiny")
+    config = tmp_path / "c.toml"
+    with NbiaSite(demo.archive) as site:
+        config.write_text(
+            f'[run]\nname = "r"\n[storage]\nroot = "{tmp_path}/runs"\n[select.tcia]\ncollections = ["{ONLY_NBIA}"]\n'
+            f'[sources.tcia]\nbase_url = "{site.url}/nbia-api/services"\nroute = "nbia"\nconnections = 3\n'
+            f'[sources.idc]\nindex = "{demo.idc.index}"\n[limits]\ntasks = 2\n[shards]\ncount = 2\n'
+        )
+        words = ["submit", "--scheduler", "local", "--dry-run", str(config)]
+        assert run_cli(words) == 0
+        assert "1 at a time with 64 connections each (3 of them to NBIA), then" in capsys.readouterr().out
+        assert run_cli(["plan", str(config)]) == 0
+        assert run_cli(words) == 0
+        assert "64 connections each (3 of them to NBIA), then" in capsys.readouterr().out
+    parsed = read_config(config)
+    assert nbia_share("idc", parsed, 32) == 0
+    assert nbia_share("tcia", set_route(parsed, "idc"), 32) == 0
+    assert [nbia_share("tcia", parsed, each) for each in (64, 32)] == [3, 1]
 
 
 def entry(number: int, where: Location) -> Entry:

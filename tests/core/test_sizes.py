@@ -11,14 +11,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.model import IdcLocation, IsicLocation, Item, Location, NbiaLocation
+from pipeline.model import Entry, IdcLocation, IsicLocation, Item, Location, NbiaLocation
 from pipeline.sizes import (
     DICOM_BYTES,
     FURTHER_BYTES,
     IMAGE_BYTES,
     SERIES_FILES,
     assume_bytes,
+    entry_bytes,
     item_bytes,
+    least_scratch,
     scratch_bounds,
     zip_bytes,
 )
@@ -88,3 +90,17 @@ def test_a_task_needs_twice_its_largest_frame_and_no_more_than_is_allowed(frame:
     least, most = scratch_bounds(allowed, frame, shard)
     assert least == 2 * frame
     assert most == max(least, min(allowed, shard))
+
+
+def test_what_is_too_large_for_scratch_does_not_count_where_its_fetcher_sees_to_it() -> None:
+    """A series of NBIA that no scratch can hold keeps no other from being done; of other sources all must fit."""
+    small, large, far = (
+        Entry(0, 0, 0, 1, make(where, 5, size)) for where, size in ((NBIA, 10**6), (NBIA, 10**11), (IDC, 10**10))
+    )
+    assert least_scratch([[small, large], [small]]) == 2 * (entry_bytes(small) + entry_bytes(large))
+    assert least_scratch([[small, large], [small, small]], 10**10) == 4 * entry_bytes(small)
+    assert least_scratch([[small, large], [far]], 10**10) == 2 * 10**10
+    assert least_scratch([[large]], 10**10) == least_scratch([]) == 0
+    cut = Entry(0, 0, 0, 10, large.item)
+    assert entry_bytes(cut) > 10**11
+    assert least_scratch([[small, cut]], 2 * entry_bytes(cut)) == 2 * (entry_bytes(small) + entry_bytes(cut))

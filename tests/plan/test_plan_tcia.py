@@ -243,7 +243,7 @@ def test_trouble_with_words_is_only_a_note(site: NbiaSite, demo: NbiaDemo, tmp_p
     assert plan(config, tmp_path, dry_run=True).run is None
     assert "v4/getImage" not in site.calls()
     made = plan(config, tmp_path)
-    assert any(note.startswith(f"no licence text of {ONLY_NBIA}: ") for note in made.notes)
+    assert any(note.startswith(f"no licence text of {ONLY_NBIA} / Creative") for note in made.notes)
     assert made.run is not None
     assert made.run.read_licences() == {}
     assert plan(config, tmp_path).reused

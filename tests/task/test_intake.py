@@ -20,7 +20,7 @@ from run_kit import FakeFetcher, interrupt, make_dicom, make_series, refuse
 from pipeline.errors import REASONS, ConfigError, CredentialsError, ItemError, StorageError
 from pipeline.model import Entry, RawFile
 from pipeline.records import FailedItem
-from pipeline.sizes import DICOM_BYTES
+from pipeline.sizes import DICOM_BYTES, entry_bytes
 from pipeline.sources.base import Body
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog
@@ -32,7 +32,6 @@ from pipeline.task.intake import (
     find_duplicate,
     frame_size,
     order_files,
-    planned_bytes,
 )
 
 
@@ -351,7 +350,7 @@ def test_unknown_sizes_plan_as_what_is_assumed() -> None:
     """A source that states no size makes a frame neither negative nor free."""
     item = make_series(0, 1)[0]
     for size in (-1, 0):
-        assert planned_bytes(Entry(0, 0, 0, 1, msgspec.structs.replace(item, bytes=size))) == DICOM_BYTES
+        assert entry_bytes(Entry(0, 0, 0, 1, msgspec.structs.replace(item, bytes=size))) == DICOM_BYTES
     assert frame_size([Entry(0, 0, 0, 3, msgspec.structs.replace(item, files=-1))]).files == 1
 
 

@@ -23,12 +23,12 @@ from pipeline.model import Entry, Item, NbiaLocation
 from pipeline.records import Receipt
 from pipeline.rundir import RunDir
 from pipeline.settings import Sources, SourceTcia
-from pipeline.sizes import DICOM_BYTES, zip_bytes
+from pipeline.sizes import DICOM_BYTES, entry_bytes, zip_bytes
 from pipeline.sources.base import Body
 from pipeline.sources.fetch import RoutedFetcher
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog
-from pipeline.task.intake import EntryDone, Fatal, FrameWork, Intake, Probed, planned_bytes
+from pipeline.task.intake import EntryDone, Fatal, FrameWork, Intake, Probed
 from pipeline.task.shard import describe_life
 from pipeline.transport.client import Transport
 from pipeline.transport.pool import ConnectionPool
@@ -236,10 +236,10 @@ def test_room_on_scratch_is_kept_for_the_zip():
     """As large as its images, whole for each piece; and where no size is stated, as for one that is assumed."""
     item = make_series(0, 1)[0]
     item = msgspec.structs.replace(item, bytes=10**9, location=NbiaLocation("x"))
-    assert planned_bytes(Entry(0, 0, 0, 1, item)) == 10**9 + zip_bytes(item) >= 2 * 10**9
-    assert planned_bytes(Entry(0, 0, 0, 4, item)) == 10**9 // 4 + zip_bytes(item)
+    assert entry_bytes(Entry(0, 0, 0, 1, item)) == 10**9 + zip_bytes(item) >= 2 * 10**9
+    assert entry_bytes(Entry(0, 0, 0, 4, item)) == 10**9 // 4 + zip_bytes(item)
     unknown = msgspec.structs.replace(item, files=40, bytes=-1)
-    assert planned_bytes(Entry(0, 0, 0, 4, unknown)) == 10 * DICOM_BYTES + zip_bytes(unknown) >= 50 * DICOM_BYTES
+    assert entry_bytes(Entry(0, 0, 0, 4, unknown)) == 10 * DICOM_BYTES + zip_bytes(unknown) >= 50 * DICOM_BYTES
 
 
 def lying(folder: Path) -> int:
@@ -267,7 +267,7 @@ def test_what_lies_on_scratch_is_within_what_was_planned(tmp_path, sites, pieces
 
     monkeypatch.setattr(bench.fetcher, "fetch", look)
     assert not any(work.failure for work in bench.run(entries).entries)
-    assert max(seen) <= sum(map(planned_bytes, entries))
+    assert max(seen) <= sum(map(entry_bytes, entries))
     if pieces == 1:
         assert max(seen) > 3 * sum(item.bytes for item in site.items) // 2
     bench.end()

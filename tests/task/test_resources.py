@@ -206,6 +206,17 @@ def test_no_usable_scratch_is_a_storage_error_that_explains_all(tmp_path: Path) 
     assert "task.scratch" in caught.value.hint
 
 
+def test_a_place_that_is_too_small_for_some_items_serves_the_others(tmp_path: Path) -> None:
+    """Where none has room for all, the first with room for what it can hold at all; never one of no use otherwise."""
+    places = [("$A", str(tmp_path / "no")), ("$B", str(tmp_path)), ("$C", str(tmp_path.parent))]
+    path, told = find_scratch(places, 1 << 62, allow_shared=True, configured=False, least=lambda free: free // 2)
+    assert path == tmp_path
+    assert "too small for some items" in told
+    with pytest.raises(StorageError, match="needed"):
+        find_scratch(places, 1 << 62, allow_shared=True, configured=False, least=lambda free: free + (1 << 40))
+    assert "too small" not in find_scratch(places, 0, allow_shared=True, configured=False, least=lambda _: 1 << 62)[1]
+
+
 def test_a_configured_folder_is_made_or_refused(tmp_path: Path) -> None:
     """task.scratch is made where it can be; where not, it is a storage error with its name."""
     wanted = tmp_path / "a" / "b"

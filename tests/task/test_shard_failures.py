@@ -115,7 +115,7 @@ def test_the_sizes_of_frames_are_reckoned_once(tmp_path: Path, monkeypatch: pyte
     """The work of the coordinator grows with the number of items, not with its square."""
     made = MadeRun(tmp_path, [1] * 60, pixels=10, shards={"count": 1}, archive=ALONE)
     counts = {"planned": 0, "frames": 0}
-    planned = intake.planned_bytes
+    planned = intake.entry_bytes
 
     def counted_planned(*arguments: object) -> int:
         counts["planned"] += 1
@@ -126,7 +126,7 @@ def test_the_sizes_of_frames_are_reckoned_once(tmp_path: Path, monkeypatch: pyte
             counts["frames"] += 1
             super().__init__(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(intake, "planned_bytes", counted_planned)
+    monkeypatch.setattr(intake, "entry_bytes", counted_planned)
     monkeypatch.setattr(loop, "FrameWork", Counted)
     made.do(0)
     assert counts == {"planned": 60, "frames": Manifest(made.run).shards[0].frames}
