@@ -68,6 +68,13 @@ class Holder(Protocol):
         ...
 
 
+@runtime_checkable
+class Sparing(Protocol):
+    """A fetcher that may work on few items of NBIA at a time: `nbia_threads`, or 0 for any number."""
+
+    nbia_threads: int
+
+
 def cut_files(sizes: Sequence[int], pieces: int) -> list[int]:
     """Spread a cut item's files, in the order of the source's keys, over `pieces` frames: files in each.
 

@@ -20,8 +20,7 @@ from pipeline.errors import InterruptedRunError, ItemError, MedhaulError
 from pipeline.model import Entry, NbiaLocation, RawFile
 from pipeline.records import PieceRecord
 from pipeline.sizes import entry_bytes
-from pipeline.sources.base import Body, Fetcher, Holder
-from pipeline.sources.fetch import RoutedFetcher
+from pipeline.sources.base import Body, Fetcher, Holder, Sparing
 from pipeline.sources.verified import fetch_verified
 from pipeline.task.cache import ScratchCache
 from pipeline.task.detail import DetailLog
@@ -187,7 +186,7 @@ class Intake:
         self._salvages = ThreadPoolExecutor(SALVAGE_THREADS, thread_name_prefix="salvage")  # starts threads when used
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="fetch")
         # Who waits for a connection to NBIA must not take the threads of all others, nor let an item's time run out.
-        nbia_threads = fetcher.nbia_threads if isinstance(fetcher, RoutedFetcher) else 0
+        nbia_threads = fetcher.nbia_threads if isinstance(fetcher, Sparing) else 0
         self._nbia_pool = ThreadPoolExecutor(nbia_threads, thread_name_prefix="nbia") if nbia_threads else self._pool
         self._probes = ThreadPoolExecutor(PROBE_THREADS, thread_name_prefix="probe")  # starts threads when used
         self.answered = False  # whether the site has given a listing that was right
