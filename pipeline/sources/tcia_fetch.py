@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -38,6 +38,7 @@ DEMO = "demo"
 OTHER_WAY = frozenset({"unavailable", "withdrawn", "forbidden"})
 # Of the time that is left for an item, what the first version may use up with asking again.
 FIRST_SHARE = 2 / 3
+TURN_STEP = 0.25  # seconds
 # Where the manifest states no bytes: most bytes of a series, and the share of free scratch for its zip and its images:
 # of one that comes alone, and of each while others come, which are to have more than a share of what one leaves.
 MAX_BYTES = 1 << 40
@@ -159,6 +160,7 @@ class NbiaFetcher:
         self._token: TokenSource | None = None
         self._used: set[str] = set()  # tokens, one every two hours or so
         self._trusted: frozenset[str] = frozenset()
+        self._processors = threading.Semaphore(len(os.sched_getaffinity(0)))
         self._base = settings.base_url
         credentials = find_credentials(Path(settings.credentials) if settings.credentials else None)
         if credentials is not None:
@@ -253,6 +255,16 @@ class NbiaFetcher:
             raise ItemError("checksum", f"{found.file.sop}: its zip is gone from scratch", transient=True) from None
         return digests
 
+    @contextlib.contextmanager
+    def _turn(self, deadline: float) -> Iterator[None]:
+        """Wait for a processor: more zips at a time than there are of these only take them from each other."""
+        while not self._processors.acquire(timeout=TURN_STEP):
+            self._check(deadline)
+        try:
+            yield
+        finally:
+            self._processors.release()
+
     def _check(self, deadline: float) -> None:
         check_stop(self._stop)
         if self._clock() > deadline:
@@ -307,6 +319,7 @@ class NbiaFetcher:
             # Of a cut item only a piece is wanted now; and unstated bytes might be more than fit.
             room = entry.pieces == 1 and item.bytes >= 0
             with (
+                self._turn(deadline),
                 storage_errors(path),
                 open(path, "rb", buffering=0) as file,
                 self._store.images(key) if room else contextlib.nullcontext() as out,

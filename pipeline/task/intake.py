@@ -283,6 +283,11 @@ class Intake:
             return
         self.answered = True
         work.waiting = len(bodies)
+        if isinstance(work.entry.item.location, NbiaLocation):
+            # They lie on scratch, in their zip or beside it: that is work for this thread, while others download.
+            for position, body in enumerate(bodies):
+                self._take(frame, work, position, body)
+            return
         for position, body in enumerate(bodies):
             self._choose_pool(work.entry).submit(self._guard, self._take, frame, work, position, body)
 

@@ -269,7 +269,7 @@ def test_what_lies_on_scratch_is_within_what_was_planned(tmp_path, sites, pieces
     assert not any(work.failure for work in bench.run(entries).entries)
     assert max(seen) <= sum(map(entry_bytes, entries))
     if pieces == 1:
-        assert max(seen) > 3 * sum(item.bytes for item in site.items) // 2
+        assert max(seen) > 3 * max(item.bytes for item in site.items) // 2
     bench.end()
 
 
@@ -393,6 +393,8 @@ def test_idc_and_nbia_share_a_shard(tmp_path, sites):
 
     class Both:
         """The made-up IDC behind the real routes."""
+
+        nbia_threads = 0
 
         def __init__(self, nbia: RoutedFetcher) -> None:
             self.nbia = nbia
