@@ -36,7 +36,7 @@ from pipeline.model import Entry, IdcLocation, NbiaLocation
 from pipeline.settings import Sources
 from pipeline.sources.base import Body, Fetcher, Holder
 from pipeline.sources.fetch import RoutedFetcher
-from pipeline.sources.tcia_fetch import judge_status, plan_calls, plan_limits
+from pipeline.sources.tcia_calls import judge_status, plan_calls, plan_limits
 from pipeline.sources.tcia_held import Key, Store
 from pipeline.sources.verified import fetch_verified
 from pipeline.transport.client import DOUBTS

@@ -16,7 +16,7 @@ from zip_kit import make_series_zip
 from pipeline.errors import ItemError
 from pipeline.model import NbiaLocation
 from pipeline.sizes import entry_bytes
-from pipeline.sources.tcia_fetch import FREE_SHARE, MAX_BYTES, plan_limits
+from pipeline.sources.tcia_calls import FREE_SHARE, MAX_BYTES, plan_limits
 from pipeline.sources.tcia_held import Store
 from tests.transport.server import answer, chunked
 
