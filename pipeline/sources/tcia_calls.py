@@ -74,7 +74,7 @@ def plan_limits(item: Item, free: int, promised: int = 0) -> tuple[int, int]:
 
 
 def choose_piece(files: list[SeriesFile], entry: Entry) -> list[SeriesFile]:
-    """The files of an entry: all, or those of its piece. Pure."""
+    """The files of an entry: all, or those of its piece."""
     if entry.pieces == 1:
         return files
     counts = cut_files([file.size for file in files], entry.pieces)
@@ -83,11 +83,11 @@ def choose_piece(files: list[SeriesFile], entry: Entry) -> list[SeriesFile]:
 
 
 def unwritten(files: list[SeriesFile], by_md5: Mapping[str, Found], entry: Entry) -> int:
-    """Bytes of an entry's files that are in their zip only. Pure."""
+    """Bytes of an entry's files that are in their zip only."""
     return sum(file.size for file in choose_piece(files, entry) if not by_md5[file.md5].sha256)
 
 
 def name_body(entry: Entry, file: SeriesFile) -> Body:
-    """A file as a body: known by its content, for nothing else of a zip lasts. Pure."""
+    """A file as a body: known by its content, for nothing else of a zip lasts."""
     key = f"{entry.item.id}/{file.sop or file.md5}"
     return Body(entry, RemoteFile(key, file.size, file.md5), f"nbia:{entry.item.id}:{file.md5}")
