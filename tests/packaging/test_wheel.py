@@ -54,7 +54,7 @@ def requirements() -> list[str]:
     """What setup.cfg says that the package needs."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
-    return parser["options"]["install_requires"].split()
+    return parser["options"]["install_requires"].strip().splitlines()  # a line may have a marker after the name
 
 
 @pytest.fixture(scope="module")
