@@ -18,11 +18,10 @@ from pipeline.cli.query_isic_options import (
     note_kept,
     open_client,
     patience,
-    printing,
     select_options,
     site_options,
 )
-from pipeline.cli.query_table import choose_form, print_lines, print_records
+from pipeline.cli.query_table import choose_form, print_lines, print_records, printing
 from pipeline.errors import ItemsFailedError, UsageError
 from pipeline.report.isic_census import Census, FieldUse, read_uses
 from pipeline.report.isic_columns import (

@@ -21,10 +21,9 @@ from pipeline.cli.query_isic_options import (
     image_cells,
     name_columns,
     note_kept,
-    printing,
     select_options,
 )
-from pipeline.cli.query_table import choose_form, form_options, print_rows
+from pipeline.cli.query_table import choose_form, form_options, print_rows, printing
 from pipeline.errors import ItemsFailedError, UsageError
 from pipeline.sources.isic_fields import FIELDS, OLD_NAMES
 from pipeline.sources.isic_rows import Collection, Lesion, Record, User

@@ -20,8 +20,7 @@ import click
 from pipeline.cli.common import make_echo
 from pipeline.cli.isic_images import Images, Wanted, read_wanted, tell_kept
 from pipeline.cli.query_demo import ask_demo
-from pipeline.cli.query_table import Form, Output, choose_columns, choose_form, form_options, print_lines
-from pipeline.cli.query_table import printing as printing  # noqa: PLC0414 - the commands beside have it from here
+from pipeline.cli.query_table import Form, Output, choose_columns, choose_form, form_options, print_lines, printing
 from pipeline.errors import ConfigError, UsageError
 from pipeline.process import signal_handlers
 from pipeline.sources.isic_dsl import review_query
