@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from nbia_kit import (
     FILES,
@@ -30,6 +31,7 @@ from zip_kit import make_series_zip
 
 from pipeline.errors import InterruptedRunError, ItemError, StorageError
 from pipeline.model import Entry
+from pipeline.sources import tcia_fetch
 from pipeline.sources.verified import fetch_verified
 from pipeline.transport.client import DOUBTS
 from tests.transport.server import Request, answer, chunked
@@ -163,6 +165,38 @@ def test_threads_that_wait_for_a_failing_zip_all_hear_of_it(bench):
         thread.join()
     assert errors == ["forbidden"] * 3
     assert bench.asked() == [V4, V1]
+
+
+def test_no_more_zips_are_unpacked_at_a_time_than_there_are_processors(bench, monkeypatch):
+    """The others wait, and give up when they are told to stop or their time is over."""
+    bench.server.on(V4, chunked(ZIP))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    fetcher = bench.fetcher()
+    gate, lock = threading.Event(), threading.Lock()
+    now: list[int] = []
+    real = tcia_fetch.check_series
+
+    def check(*args: Any, **options: Any) -> Any:
+        with lock:
+            now.append(1)
+        gate.wait(20)
+        return real(*args, **options)
+
+    monkeypatch.setattr(tcia_fetch, "check_series", check)
+    items = [msgspec.structs.replace(bench.item, id=f"{UID}.{n}") for n in range(2)]
+    threads = [threading.Thread(target=fetcher.list_bodies, args=(one(item), soon())) for item in items]
+    for thread in threads:
+        thread.start()
+    until = soon()
+    while len(now) < 2 and time.monotonic() < until:
+        time.sleep(0.001)
+    with pytest.raises(ItemError, match="time for this item is over"):
+        fetcher.list_bodies(one(bench.item), time.monotonic() + 0.6)
+    assert len(now) == 2
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert len(fetcher.list_bodies(one(bench.item), soon())) == 3
 
 
 # -- lives ------------------------------------------------------------------------------------------------------------
