@@ -38,6 +38,15 @@ class Received(NamedTuple):
     header: DicomHeader | None = None
 
 
+class Judged(NamedTuple):
+    """What a file is that is whole and what its item means: name in the archive, compression class, evidence."""
+
+    name: str
+    chain: str
+    evidence: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
 class Fetcher(Protocol):
     """How a task gets an entry's bodies. Both methods are called from many threads at once.
 

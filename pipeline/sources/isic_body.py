@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,7 +14,7 @@ from pipeline.errors import ItemError
 from pipeline.images.check import EXTENSIONS, check_image
 from pipeline.images.header import ImageHeader
 from pipeline.model import Entry, IsicLocation, Item, RemoteFile
-from pipeline.sources.base import Body, cut_files
+from pipeline.sources.base import Body, Judged, cut_files
 from pipeline.sources.isic_fields import FIELDS
 
 # In place of an extension, where the URL has none: any format will do.
@@ -31,15 +31,6 @@ class Facts(msgspec.Struct, frozen=True):
     thumbnail_size: int | None = None
     width: int | None = None
     height: int | None = None
-
-
-class Judged(NamedTuple):
-    """A file that is whole and belongs to its image: its name in the archive, compression class and evidence."""
-
-    name: str
-    chain: str
-    evidence: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 def image_location(item: Item) -> IsicLocation:

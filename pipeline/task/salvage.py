@@ -21,12 +21,12 @@ from pipeline.archive.blocks import decode_block
 from pipeline.archive.decode import Piece, TarStream
 from pipeline.archive.xz import BlockSize, XzFormatError
 from pipeline.atomic import storage_errors
-from pipeline.dicom.check import check_dicom
-from pipeline.dicom.choose import choose_chain
 from pipeline.errors import InterruptedRunError, ItemError, MedhaulError, StorageError
-from pipeline.model import Entry, IsicLocation, RawFile
+from pipeline.model import Entry, IsicLocation, RawFile, RemoteFile
 from pipeline.records import FileRecord, FrameRecord, PieceRecord
 from pipeline.rundir import RunDir
+from pipeline.sources.base import Body
+from pipeline.sources.verified import judge_file
 from pipeline.task.part import FrameFact, read_frames
 
 logger = logging.getLogger("medhaul.task")
@@ -177,20 +177,15 @@ def choose_class(entry: Entry, record: FileRecord, path: Path) -> str:
     ItemError
         When it does not pass them any more, or its name would be another: another version of medhaul packed it.
     """
-    item = entry.item
-    if isinstance(item.location, IsicLocation):
-        from pipeline.sources.isic_body import judge_image, list_files
+    body = Body(entry, RemoteFile(record.key, record.size, ""), "")
+    if isinstance(entry.item.location, IsicLocation):
+        from pipeline.sources.isic_body import list_files
 
-        for body in list_files(entry):
-            if body.cache_key.endswith(f":{item.id}{record.name}"):
-                judged = judge_image(body, path)
-                name, chain = judged.name, judged.chain
-                break
-        else:
-            name, chain = "nothing that the manifest has", ""
-    else:
-        header = check_dicom(path, series_uid=item.id)
-        name, chain = f"{header.sop_instance_uid}.dcm", choose_chain(header, ".dcm")
+        named = [each for each in list_files(entry) if each.cache_key.endswith(f":{entry.item.id}{record.name}")]
+        if not named:
+            raise ItemError("internal", f"it was packed as {record.name}, which the manifest does not have")
+        body = named[0]
+    name, chain, _, _ = judge_file(body, path)
     if name != record.name:
         raise ItemError("internal", f"it was packed as {record.name} and is {name}")
     return chain

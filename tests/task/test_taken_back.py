@@ -214,7 +214,7 @@ def test_a_file_that_passes_no_check_any_more_is_fetched_and_judged_anew(
     made.do(0)
     made.fetcher.list_faults.clear()
     made.fetcher.fetched.clear()
-    monkeypatch.setattr(salvage, "check_dicom", error)
+    monkeypatch.setattr(salvage, "judge_file", error)
     assert made.do(0)[0].state == "complete"
     assert len(made.fetcher.fetched) == 4
     assert frames_of(made) == frames_of(calm)
